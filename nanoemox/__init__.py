@@ -1,0 +1,43 @@
+"""Nano-EmoX: a clip in, an answer out. Everything here is imported on first use, so `import nanoemox` is cheap."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "load": "load",
+    "read_clip": "media",
+    "Clip": "media",
+    "Limits": "media",
+    "NanoEmoX": "model",
+    "Encoded": "model",
+    "Reply": "tasks",
+    "NanoEmoXConfig": "config",
+    "MediaError": "errors",
+    "CheckpointError": "errors",
+}
+_MODULES = {"weights", "config", "media", "tasks", "prompts"}
+__all__ = ["__version__", *_HOME]
+
+if TYPE_CHECKING:
+    from .config import NanoEmoXConfig as NanoEmoXConfig
+    from .errors import CheckpointError as CheckpointError
+    from .errors import MediaError as MediaError
+    from .load import load as load
+    from .media import Clip as Clip
+    from .media import Limits as Limits
+    from .media import read_clip as read_clip
+    from .model import Encoded as Encoded
+    from .model import NanoEmoX as NanoEmoX
+    from .tasks import Reply as Reply
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value  # also wins over the submodule of the same name (load)
+    return value

@@ -1,0 +1,85 @@
+"""The language model: Hugging Face's Qwen2 or Llama, with LoRA through peft while the adapters are not merged."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from .config import LanguageConfig, LoRAConfig
+
+
+class LanguageModel(nn.Module):
+    """What the rest of the model asks of a language model: `embed`, `start` and `step`."""
+
+    def __init__(self, config: LanguageConfig, lora: LoRAConfig | None = None):
+        super().__init__()
+        self.config = config
+        kinds = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}
+        config_class, model_class = kinds[config.model_type]
+        base = model_class(
+            config_class(
+                vocab_size=config.vocab_size,
+                hidden_size=config.hidden_size,
+                intermediate_size=config.mlp_size,
+                num_hidden_layers=config.layers,
+                num_attention_heads=config.heads,
+                num_key_value_heads=config.kv_heads,
+                head_dim=config.head_dim,
+                rms_norm_eps=config.rms_norm_eps,
+                rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+                max_position_embeddings=config.max_positions,
+                tie_word_embeddings=config.tied_embeddings,
+                bos_token_id=None,
+                eos_token_id=None,
+                pad_token_id=None,
+            )
+        )
+        self.model: Any = base if lora is None else _with_lora(base, lora)
+        self.tie()
+
+    @property
+    def base(self) -> Any:
+        """The Hugging Face model under the adapters."""
+        return self.model if not hasattr(self.model, "peft_config") else self.model.get_base_model()
+
+    def tie(self) -> None:
+        """Share the embedding with the output head, where the configuration says so."""
+        if self.config.tied_embeddings:
+            self.base.lm_head.weight = self.base.model.embed_tokens.weight
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """ids [...] -> [...,hidden_size]."""
+        return self.base.model.embed_tokens(ids)
+
+    def start(self, embeds: Tensor) -> tuple[Tensor, Any]:
+        """Prompt embeddings [B,L,hidden_size] -> logits of the last position [B,vocab], state for `step`."""
+        cache = DynamicCache(config=self.base.config)
+        out = self.model(inputs_embeds=embeds, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return out.logits[:, -1], cache
+
+    def step(self, ids: Tensor, state: Any) -> Tensor:
+        """One more token each: ids [B] -> logits [B,vocab]."""
+        out = self.model(inputs_embeds=self.embed(ids[:, None]), past_key_values=state, use_cache=True)
+        return out.logits[:, -1]
+
+    def forward(self, embeds: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """All positions at once: embeds [B,L,hidden_size] -> logits [B,L,vocab]."""
+        return self.model(inputs_embeds=embeds, attention_mask=attention_mask, use_cache=False).logits
+
+
+def _with_lora(base: nn.Module, lora: LoRAConfig) -> nn.Module:
+    from peft import LoraConfig, get_peft_model  # slow to import, and a merged model has no use for it
+
+    return get_peft_model(
+        base,
+        LoraConfig(
+            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets), bias="none"
+        ),
+        autocast_adapter_dtype=False,
+    )
+
+
+def merge_lora(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """W + scale * B A, summed in fp32, in the dtype of `weight`. weight [out,in], a [rank,in], b [out,rank]."""
+    return torch.addmm(weight.float(), b.float(), a.float(), alpha=scale).to(weight.dtype)

@@ -1,0 +1,281 @@
+"""The whole model, top to bottom: encode a clip, lay its tokens into the prompt, answer."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from . import prompts
+from .config import FRAMES, WINDOW_SAMPLES, WINDOWS, NanoEmoXConfig
+from .encoders.audio import AudioEncoder
+from .encoders.face import FaceEncoder, FaceHead
+from .encoders.vision import VisionEncoder
+from .errors import CheckpointError
+from .fusion import build_fusion
+from .generate import Sampler, generate
+from .language import LanguageModel
+from .media import Clip
+from .qformer import build_branch
+from .tasks import TASKS, Reply, Task, get_task
+from .tokenizer import Tokenizer
+
+_ENCODERS = ("vision", "audio", "face")
+
+
+@dataclass
+class Encoded:
+    """What the language model is shown of B clips, and what the branches saw.
+
+    visual [B,32,W], speech [B,32,W], face [B,4,W], fusion [B,1,W] in the model's dtype, None where the stream is absent;
+    gates [B,E] and face_attention [B,heads,queries,frames] in fp32; features: the encoders' outputs by name.
+    """
+
+    visual: Tensor | None = None
+    speech: Tensor | None = None
+    face: Tensor | None = None
+    fusion: Tensor | None = None
+    gates: Tensor | None = None
+    face_attention: Tensor | None = None
+    features: dict[str, Tensor] = field(default_factory=dict)
+
+    def stream(self, kind: str) -> Tensor | None:
+        """Tokens of a prompt stream."""
+        return {"frames": self.visual, "audio": self.speech, "face": self.face, "fusion": self.fusion}.get(kind)
+
+
+def reference_parts(config: NanoEmoXConfig) -> dict[str, nn.Module]:
+    """The plain PyTorch parts. Another implementation offers the same names with the same calls."""
+    width, visual, audio = config.language.hidden_size, config.vision.hidden_size, config.audio.hidden_size
+    return {
+        "vision": VisionEncoder(config.vision),
+        "audio": AudioEncoder(config.audio),
+        "face": FaceEncoder(config.face),
+        "face_head": FaceHead(config.face, width),
+        "video_branch": build_branch(config.video_branch, config.qformer, visual, width),
+        "audio_branch": build_branch(config.audio_branch, config.qformer, audio, width),
+        "fusion": build_fusion(config.fusion, config.qformer, len(config.vision.taps), audio, visual, width),
+        "language": LanguageModel(config.language, config.lora),
+    }
+
+
+class NanoEmoX(nn.Module):
+    """Nano-EmoX. Built from a configuration it is the reference with PyTorch's random weights; `nanoemox.load` fills it."""
+
+    def __init__(self, config: NanoEmoXConfig, parts: dict[str, nn.Module] | None = None):
+        super().__init__()
+        self.config = config
+        for name, part in (reference_parts(config) if parts is None else parts).items():
+            self.add_module(name, part)
+        self.tokenizer: Tokenizer | None = None
+        self.templates = prompts.Templates()
+        self.source: Path | None = None  # the bundle that filled it
+        self.fast = False
+        self.train(False)
+
+    def train(self, mode: bool = True) -> "NanoEmoX":
+        """The encoders are frozen and stay in eval mode, stochastic depth and layer drop included."""
+        super().train(mode)
+        for name in _ENCODERS:
+            getattr(self, name).eval()
+        return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def token_counts(self) -> dict[str, int]:
+        """Placeholder tokens of each stream in a prompt."""
+        return {
+            "frames": self.config.video_branch.tokens,
+            "audio": self.config.audio_branch.tokens,
+            "face": self.config.face.queries,
+            "fusion": self.config.fusion.tokens,
+            "image": 1,
+        }
+
+    def encode_streams(self, frames: Tensor | None, audio: Tensor | None) -> Encoded:
+        """frames [B,T,3,H,W] in 0..255 and audio [B,T,samples] at 16 kHz, either may be None."""
+        out = Encoded()
+        if frames is not None:
+            visual, visual_taps = self.vision(frames)
+            face = self.face(frames)
+            out.visual = self.video_branch(visual)
+            out.face, out.face_attention = self.face_head(face)
+            out.features |= {"visual": visual, "visual_taps": visual_taps, "face": face}
+        if audio is not None:
+            speech, speech_taps = self.audio(audio)
+            out.speech = self.audio_branch(speech)
+            out.features |= {"audio": speech, "audio_taps": speech_taps}
+        if frames is not None and audio is not None:
+            out.fusion, out.gates = self.fusion(speech, speech_taps, visual, visual_taps)
+        return out
+
+    @torch.inference_mode()
+    def encode(self, clips: Clip | Sequence[Clip]) -> Encoded:
+        """Encode one clip or a batch. All clips of a batch must hold the same streams (ValueError otherwise)."""
+        batch = [clips] if isinstance(clips, Clip) else list(clips)
+        return self.encode_streams(
+            self._stack("frames", [clip.frames for clip in batch], (FRAMES, 3)),
+            self._stack("audio", [clip.audio for clip in batch], (WINDOWS, WINDOW_SAMPLES)),
+        )
+
+    def _stack(self, name: str, arrays: list[Any], leading: tuple[int, ...]) -> Tensor | None:
+        present = [torch.as_tensor(array) for array in arrays if array is not None]
+        if not present:
+            return None
+        if len(present) < len(arrays):
+            raise ValueError(f"some clips of the batch have no {name}: encode clips with the same streams together")
+        for tensor in present:
+            if tuple(tensor.shape[: len(leading)]) != leading:
+                raise ValueError(f"{name} must start with the shape {list(leading)}, got {list(tensor.shape)}")
+        return torch.stack(present).to(self.device)
+
+    def splice(self, ids: Tensor, encoded: Encoded) -> Tensor:
+        """ids [B,L] with placeholders -> embeddings [B,L,W] with the streams' tokens in their place.
+
+        Raises ValueError where a placeholder does not occur exactly its count and consecutively (section 11).
+        """
+        if self.tokenizer is None:
+            raise CheckpointError("the model has no tokenizer: load it from a bundle with nanoemox.load")
+        placeholders = self.tokenizer.placeholder_ids
+        text = ids.clone()
+        for token in placeholders.values():
+            text[ids == token] = 0
+        embeds = self.language.embed(text)
+        for kind, token in placeholders.items():
+            here = ids == token
+            if not here.any():
+                continue
+            tokens, count = encoded.stream(kind), self.token_counts[kind]
+            if tokens is None:
+                raise ValueError(f"the prompt shows {kind}, but the clip has none")
+            for row in range(ids.shape[0]):
+                found = here[row].nonzero().flatten()
+                if len(found) == 0:
+                    continue
+                if len(found) != count or int(found[-1] - found[0]) != count - 1:
+                    raise ValueError(f"row {row}: want {count} consecutive {kind} placeholders, got {len(found)}")
+                embeds[row, int(found[0]) : int(found[0]) + count] = tokens[row].to(embeds.dtype)
+        return embeds
+
+    def prompt_ids(
+        self, clip: Clip, task: str | Task = "mer", *, question: str | None = None, labels: Sequence[str] | None = None
+    ) -> list[int]:
+        """Token ids of the prompt, bos first."""
+        if self.tokenizer is None:
+            raise CheckpointError("the model has no tokenizer: load it from a bundle with nanoemox.load")
+        task = get_task(task) if isinstance(task, str) else task
+        name = prompts.modality_set(
+            frames=clip.frames is not None, audio=clip.audio is not None, subtitle=bool(clip.subtitle)
+        )
+        asked = question if question is not None else task.ask(labels, self.templates.questions.get(task.name))
+        segments = prompts.build(name, subtitle=clip.subtitle, question=asked, templates=self.templates)
+        return [self.tokenizer.bos_id, *prompts.tokenize(segments, self.tokenizer, self.token_counts)]
+
+    def answer(
+        self,
+        clip: Clip,
+        task: str = "mer",
+        question: str | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stream: Callable[[str], None] | None = None,
+        labels: Sequence[str] | None = None,
+    ) -> Reply:
+        """Answer one task about one clip.
+
+        Args:
+            task: msa, mer, ov-mer, eri, mir or erg.
+            question: replaces the task's question; the answer is still read as the task's.
+            max_new_tokens: default by task, 32 to 512.
+            temperature: 0 is greedy; above it, nucleus sampling with `top_p` and `seed`.
+            stream: called with pieces of the text as they appear.
+            labels: replaces the candidates of a task that has them.
+        """
+        chosen = get_task(task)
+        sampler = Sampler(temperature, top_p, seed)
+        started = time.perf_counter()
+        encoded = self.encode(clip)
+        self._synchronize()
+        seconds = time.perf_counter() - started
+        return self._answer(clip, encoded, seconds, chosen, question, max_new_tokens, sampler, stream, labels)
+
+    def answer_all(
+        self, clip: Clip, *, max_new_tokens: int | None = None, labels: dict[str, Sequence[str]] | None = None
+    ) -> dict[str, Reply]:
+        """All six tasks, greedy; the encoders run once. `labels` replaces candidates by task."""
+        started = time.perf_counter()
+        encoded = self.encode(clip)
+        self._synchronize()
+        seconds = time.perf_counter() - started
+        return {
+            task.name: self._answer(
+                clip, encoded, seconds, task, None, max_new_tokens, Sampler(), None, (labels or {}).get(task.name)
+            )
+            for task in TASKS.values()
+        }
+
+    @torch.inference_mode()
+    def _answer(
+        self,
+        clip: Clip,
+        encoded: Encoded,
+        encode_seconds: float,
+        task: Task,
+        question: str | None,
+        max_new_tokens: int | None,
+        sampler: Sampler,
+        stream: Callable[[str], None] | None,
+        labels: Sequence[str] | None,
+    ) -> Reply:
+        limit = task.max_new_tokens if max_new_tokens is None else max_new_tokens
+        if limit < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {limit}")
+        ids = self.prompt_ids(clip, task, question=question, labels=labels)
+        room = self.config.language.max_positions
+        if len(ids) + limit > room:
+            raise ValueError(
+                f"the prompt has {len(ids)} tokens and {limit} more are asked for, but the language model holds {room}: "
+                "shorten the subtitle or the question, or ask for fewer tokens"
+            )
+        embeds = self.splice(torch.tensor([ids], device=self.device), encoded)
+        # splice asked for a tokenizer
+        result = generate(
+            self.language, cast(Tokenizer, self.tokenizer), embeds, max_new_tokens=limit, sampler=sampler, stream=stream
+        )
+        parsed = task.parse(result.text, labels or task.labels)
+        gates, attention = encoded.gates, encoded.face_attention
+        return Reply(
+            task=task.name,
+            text=result.text,
+            labels=parsed.labels,
+            reply=parsed.reply,
+            chain=parsed.chain,
+            tokens=len(result.ids),
+            finish=result.finish,
+            modalities=clip.modalities,
+            gates=None if gates is None else gates[0].tolist(),
+            face_attention=None if attention is None else attention[0].tolist(),
+            seconds={"read": clip.read_seconds, "encode": encode_seconds, **result.seconds},
+        )
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def save(self, folder: str | Path) -> None:
+        """Write a bundle; `nanoemox.load(folder)` gives identical outputs. An existing bundle there is replaced whole."""
+        from .weights import save_bundle
+
+        save_bundle(self, folder)
