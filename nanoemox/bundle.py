@@ -1,0 +1,224 @@
+"""A bundle: config.json, *.safetensors under the official names, tokenizer files, a model card, perhaps templates.json."""
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from .config import NanoEmoXConfig
+from .errors import CheckpointError
+from .names import targets
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_DTYPE_OF = {name: dtype for dtype, name in _DTYPES.items()}
+_BLOCK = 64 << 20  # bytes converted at a time
+_MAPPED = 256 << 20  # bytes read through one mapping before it is dropped
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a tensor lies, without its values."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None  # None for integers and formats that hold no weight of ours
+
+
+def listing(*names: str) -> str:
+    """A few names for a message, and how many more there are."""
+    shown = ", ".join(names[:4])
+    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"
+
+
+@contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Modules built inside hold no parameter memory; buffers are real, so that nothing has to rebuild them."""
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        register(module, name, parameter)
+        held = module._parameters[name]
+        if held is not None and not held.is_meta:
+            module._parameters[name] = nn.Parameter(held.to("meta"), requires_grad=held.requires_grad)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def index(files: list[Path]) -> dict[str, Entry]:
+    """name -> entry over all files. Raises CheckpointError for a file that is none or a name that occurs twice."""
+    found: dict[str, Entry] = {}
+    for file in files:
+        try:
+            with safe_open(file, "pt") as f:
+                for name in f.keys():  # noqa: SIM118 (not a dict)
+                    if name in found:
+                        raise CheckpointError(f"{file}: {name} is also in {found[name].file.name}")
+                    part = f.get_slice(name)
+                    found[name] = Entry(file, tuple(part.get_shape()), _DTYPE_OF.get(part.get_dtype()))
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file}: not a safetensors file, or cut off ({error}); copy it again") from error
+    return found
+
+
+def shapes(model: nn.Module, config: NanoEmoXConfig) -> dict[str, tuple[int, ...]]:
+    """Official name -> shape of everything a bundle of this model holds."""
+    parameters = dict(model.named_parameters())
+    out = {}
+    for target in targets(model, config):
+        first = parameters[target.parts[0]].shape
+        rows = sum(parameters[part].shape[0] for part in target.parts) if first else 0
+        out[target.name] = (rows, *first[1:]) if first else ()
+    return out
+
+
+def audit(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]], where: str, way_out: str = "") -> None:
+    """Raises CheckpointError naming every kind of difference between what is there and what must be."""
+    missing = [name for name in wanted if name not in found]
+    unknown = [name for name in found if name not in wanted]
+    misshapen = [
+        f"{name} is {list(found[name])} instead of {list(shape)}"
+        for name, shape in wanted.items()
+        if name in found and found[name] != shape
+    ]
+    parts = [("missing", missing), ("unknown", unknown), ("misshapen", misshapen)]
+    if problems := [f"{kind}: {listing(*names)}" for kind, names in parts if names]:
+        raise CheckpointError(f"{where}: {'; '.join(problems)}{way_out and f' ({way_out})'}")
+
+
+def _assign(model: nn.Module, key: str, value: Tensor) -> None:
+    parent, _, leaf = key.rpartition(".")
+    model.get_submodule(parent)._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+
+
+def fill(model: nn.Module, config: NanoEmoXConfig, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
+    """Give every parameter its value from the folder's safetensors, one tensor at a time.
+
+    Values that need neither a cast nor a copy stay mapped; the others pass through mappings that are soon dropped, so
+    that the peak is the weights in `dtype` and little more.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{folder}: no *.safetensors in it; `nanoemox convert` makes a bundle of other checkpoints")
+    entries = index(files)
+    wanted = shapes(model, config)
+    audit({name: entry.shape for name, entry in entries.items()}, wanted, str(folder))
+    if bad := [name for name, entry in entries.items() if entry.dtype is None]:
+        raise CheckpointError(f"{folder}: not float32, float16 or bfloat16: {listing(*bad)}")
+    by_file = {file: [t for t in targets(model, config) if entries[t.name].file == file] for file in files}
+    for file, group in by_file.items():
+        reader, read = safe_open(file, "pt"), 0
+        for target in group:
+            entry = entries[target.name]
+            if entry.dtype == dtype and device.type == "cpu":
+                value = reader.get_tensor(target.name)
+            else:
+                if read > _MAPPED:
+                    reader, read = safe_open(file, "pt"), 0
+                value = torch.empty(entry.shape, dtype=dtype, device=device)
+                read += _copy(reader, target.name, value)
+            for key, part in zip(target.parts, value.chunk(len(target.parts)) if value.ndim else (value,), strict=True):
+                _assign(model, key, part)
+
+
+def _copy(reader: safe_open, name: str, value: Tensor) -> int:
+    """Fill `value` in blocks of rows; returns the bytes written."""
+    if value.ndim == 0:
+        value.copy_(reader.get_tensor(name))
+        return value.nbytes
+    part = reader.get_slice(name)
+    rows = max(1, _BLOCK // max(1, value[:1].nbytes))
+    for low in range(0, value.shape[0], rows):
+        value[low : low + rows].copy_(part[low : low + rows])
+    return value.nbytes
+
+
+def write_safetensors(
+    path: Path, wanted: dict[str, tuple[int, ...]], dtype: torch.dtype, produce: Callable[[str], Tensor]
+) -> None:
+    """Stream tensors to a file; one is in memory at a time. Names whose size is no multiple of 64 bytes come last."""
+    width = torch.empty((), dtype=dtype).element_size()
+    size = {name: width * torch.Size(shape).numel() for name, shape in wanted.items()}
+    order = sorted(wanted, key=lambda name: size[name] % 64 != 0)
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name in order:
+        header[name] = {
+            "dtype": _DTYPES[dtype], "shape": list(wanted[name]), "data_offsets": [offset, offset + size[name]],
+        }  # fmt: skip
+        offset += size[name]
+    text = json.dumps(header).encode()
+    text += b" " * (-(len(text) + 8) % 64)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in order:
+            value = produce(name).detach().to("cpu", dtype).contiguous()
+            assert tuple(value.shape) == tuple(wanted[name]), name
+            file.write(value.reshape(-1).view(torch.uint8).numpy())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def new_folder(out: str | os.PathLike) -> Iterator[Path]:
+    """A folder to write into that takes the name `out` when all went well and vanishes otherwise.
+
+    `out` may be absent, empty, or an older bundle, which is then replaced; anything else is refused.
+    """
+    final = Path(out)
+    if final.exists() and not (final.is_dir() and (not any(final.iterdir()) or (final / CONFIG).is_file())):
+        raise CheckpointError(f"{final}: exists and is not a bundle; choose another name")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+    except OSError as error:
+        raise CheckpointError(f"{final}: cannot be written ({error.strerror})") from error
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        if not final.exists():
+            temporary.rename(final)
+            return
+        old = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+        final.rename(old / "old")
+        try:
+            temporary.rename(final)
+        except OSError:
+            (old / "old").rename(final)
+            raise
+        finally:
+            shutil.rmtree(old)
+    except OSError as error:
+        raise CheckpointError(f"{final}: cannot be written ({error.strerror})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def sha256(folder: Path) -> str:
+    """Of the weights file; of several, in the order of their names, one after the other."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        with open(file, "rb") as f:
+            while block := f.read(1 << 24):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,91 @@
+"""Sizes that the shapes of official tensors tell by themselves."""
+
+import re
+from dataclasses import replace
+from typing import Any
+
+from .config import NanoEmoXConfig
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def infer_config(config: NanoEmoXConfig, shapes: Shapes) -> NanoEmoXConfig:
+    """`config` with every size and variant that can be read off `shapes` (official name -> shape)."""
+
+    def dim(name: str, axis: int, default: int) -> int:
+        shape = shapes.get(name, ())
+        return shape[axis] if len(shape) > axis else default
+
+    def count(pattern: str) -> int:
+        return len({match[1] for name in shapes if (match := re.match(pattern, name))})
+
+    face, swin = config.face, "facial_encoder.facexformer.backbone.0."
+    if f"{swin}0.0.weight" in shapes:
+        stages = range(4)
+        tables = [f"{swin}{2 * s + 1}.0.attn.relative_position_bias_table" for s in stages]
+        embed = dim(f"{swin}0.0.weight", 0, face.embed_dim)
+        face = replace(
+            face,
+            embed_dim=embed,
+            depths=tuple(count(rf"{re.escape(swin)}{2 * s + 1}\.(\d+)\.") for s in stages),
+            heads=tuple(dim(table, 1, heads) for table, heads in zip(tables, face.heads, strict=True)),
+            window_size=(round(dim(tables[0], 0, (2 * face.window_size - 1) ** 2) ** 0.5) + 1) // 2,
+            mlp_ratio=dim(f"{swin}1.0.mlp.0.weight", 0, round(embed * face.mlp_ratio)) / embed,
+            feature_size=dim("facial_encoder.facexformer.linear_c.0.proj.weight", 0, face.feature_size),
+            queries=dim("facial_encoder.query", 0, face.queries),
+            projector_size=dim("facial_encoder.face_proj.0.weight", 0, face.projector_size),
+        )
+
+    def branch(known: Any, stem: str, positions: str) -> Any:
+        if f"{stem}_query_tokens" in shapes:
+            tokens = dim(f"{stem}_query_tokens", 1, known.tokens)
+            return replace(known, type="qformer", tokens=tokens, positions=dim(positions, 0, known.positions))
+        kind = "attention" if f"{stem}_attention_mlp.weight" in shapes else known.type
+        # Without queries the projection reads the encoder's width: only then is it a mean.
+        proj = {"video": "video_proj.weight", "audio": "audio_llama_proj.weight"}[stem]
+        encoder = {"video": config.vision, "audio": config.audio}[stem].hidden_size
+        if kind == "qformer" and dim(proj, 1, 0) == encoder:
+            kind = "mean"
+        return replace(known, type=kind)
+
+    qformer, fusion, lora = config.qformer, config.fusion, config.lora
+    for stem in ("video", "audio", "multi"):
+        if f"{stem}_query_tokens" in shapes:
+            width = dim(f"{stem}_query_tokens", 2, qformer.hidden_size)
+            qformer = replace(
+                qformer,
+                hidden_size=width,
+                heads=qformer.heads if width == qformer.hidden_size else max(1, width // 64),  # BERT's heads are 64 wide
+                layers=count(rf"{stem}_Qformer\.bert\.encoder\.layer\.(\d+)\."),
+                mlp_size=dim(f"{stem}_Qformer.bert.encoder.layer.0.intermediate_query.dense.weight", 0, qformer.mlp_size),
+            )
+    if "multi_multiscale_fusion.audio_proj.weight" in shapes:
+        hidden = dim("multi_multiscale_fusion.audio_proj.weight", 0, fusion.hidden_size)
+        fusion = replace(fusion, type="multiscale", hidden_size=hidden)
+    elif "multi_moe_fusion.llm_projector.weight" in shapes:
+        fusion = replace(
+            fusion,
+            type="densemoe",
+            experts=count(r"multi_moe_fusion\.experts\.(\d+)\."),
+            router_size=dim("multi_moe_fusion.routing_network.router.0.weight", 0, fusion.router_size),
+        )
+    elif "multi_query_tokens" in shapes:
+        positions = dim("multi_position_embedding.weight", 0, fusion.positions)
+        fusion = replace(fusion, type="qformer", tokens=dim("multi_query_tokens", 1, 1), positions=positions)
+    elif "fc_att.weight" in shapes:
+        fusion = replace(fusion, type="attention")
+    ranks = {shape[0] for name, shape in shapes.items() if name.endswith(".lora_A.default.weight") and shape}
+    if not ranks:
+        lora = None
+    elif lora is not None and len(ranks) == 1 and lora.rank not in ranks:
+        rank = ranks.pop()
+        lora = replace(lora, rank=rank, alpha=2 * rank)  # the official scaling is 2
+    return replace(
+        config,
+        face=face,
+        qformer=qformer,
+        fusion=fusion,
+        lora=lora,
+        video_branch=branch(config.video_branch, "video", "video_frame_position_embedding.weight"),
+        audio_branch=branch(config.audio_branch, "audio", "audio_position_embedding.weight"),
+    )

@@ -1,0 +1,164 @@
+"""Any file FFmpeg reads -> a Clip. The file is decoded in a child process that can be killed, never in this one."""
+
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .config import FRAME_SIZE, FRAMES, WINDOW_SAMPLES, WINDOWS
+from .errors import MediaError, UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one file may cost. A file that asks for more is an error."""
+
+    seconds: float = 300.0  # wall clock of the decoder
+    memory: int = 4 << 30  # bytes of address space of the decoder
+    pixels: int = 8192 * 4352  # of one frame
+    duration: float = 12 * 3600.0  # seconds of media
+    streams: int = 64
+
+
+@dataclass
+class Clip:
+    """What the model sees and hears of a file; a stream that the file does not have is None.
+
+    Attributes:
+        frames: uint8 [8,3,224,224], RGB, squashed.
+        audio: float32 [8,32000] at 16 kHz, each 2 s window minus its mean.
+        subtitle: the words, if any.
+        source: name of the file.
+        duration: seconds of the part that was read.
+        frame_times: seconds from the beginning of the file, one a frame.
+        window_starts: first sample of each window, from the beginning of the part that was read.
+        notes: what was odd about the file, for people.
+        read_seconds: time that reading took.
+    """
+
+    frames: Any = None
+    audio: Any = None
+    subtitle: str | None = None
+    source: str = ""
+    duration: float = 0.0
+    frame_times: list[float] = field(default_factory=list)
+    window_starts: list[int] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    read_seconds: float = 0.0
+
+    @property
+    def modalities(self) -> dict[str, list[str]]:
+        """{"used": [...], "absent": [...]}; the face is read from the frames."""
+        has = {
+            "frames": self.frames is not None,
+            "face": self.frames is not None,
+            "audio": self.audio is not None,
+            "subtitle": bool(self.subtitle),
+        }
+        return {"used": [k for k, v in has.items() if v], "absent": [k for k, v in has.items() if not v]}
+
+
+def read_clip(
+    path: str | os.PathLike,
+    subtitle: str | os.PathLike | None = None,
+    start: float | None = None,
+    end: float | None = None,
+    *,
+    limits: Limits | None = None,
+) -> Clip:
+    """Read what the model needs of a media file, or of its part start <= t < end (seconds from its beginning).
+
+    Args:
+        subtitle: a name ending in .srt or .vtt is a file, which must exist and is cut to the same part; else the words.
+
+    Raises:
+        MediaError: one line that names the file, what is wrong with it and what to do.
+        UsageError: start and end do not describe a part.
+    """
+    began = time.perf_counter()
+    source = os.fspath(path)
+    if not all(t is None or 0 <= t < float("inf") for t in (start, end)) or (
+        start is not None and end is not None and start >= end
+    ):
+        raise UsageError(f"start {start} and end {end} must be seconds with 0 <= start < end")
+    words = None if subtitle is None else os.fspath(subtitle)
+    words_file = words if words is not None and words.lower().endswith((".srt", ".vtt")) else None
+    for file in (source, words_file):
+        if file is not None:
+            _check_file(file)
+    limits = limits or Limits()
+    request = {"path": source, "subtitle": words_file, "start": start, "end": end, "limits": asdict(limits)}
+    header, body = _decode(source, request, limits)
+    frames, audio = header.pop("frames"), header.pop("audio")
+    split = FRAMES * 3 * FRAME_SIZE**2 if frames else 0
+    return Clip(
+        frames=np.frombuffer(body[:split], np.uint8).reshape(FRAMES, 3, FRAME_SIZE, FRAME_SIZE) if frames else None,
+        audio=np.frombuffer(body[split:], np.float32).reshape(WINDOWS, WINDOW_SAMPLES) if audio else None,
+        subtitle=(header.pop("subtitle") if words_file else words) or None,
+        source=source,
+        duration=header["duration"],
+        frame_times=header["frame_times"],
+        window_starts=header["window_starts"],
+        notes=header["notes"],
+        read_seconds=time.perf_counter() - began,
+    )
+
+
+def _check_file(file: str) -> None:
+    if not os.path.exists(file):
+        raise MediaError(f"{file}: no such file")
+    if not os.path.isfile(file):
+        raise MediaError(f"{file}: not a file; name one media file")
+    if os.path.getsize(file) == 0:
+        raise MediaError(f"{file}: the file is empty")
+    if not os.access(file, os.R_OK):
+        raise MediaError(f"{file}: no permission to read it")
+
+
+def _decode(source: str, request: dict, limits: Limits) -> tuple[dict, bytearray]:
+    """Runs nanoemox.decoder in a child. It reads the request from a pipe that stays open: its end is the parent's death."""
+    package = str(Path(__file__).parent.parent)
+    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    child_end, our_end = os.pipe()
+    try:
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-m", "nanoemox.decoder"],
+            stdin=child_end, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, start_new_session=True,
+        )  # fmt: skip
+        os.close(child_end)
+        child_end = -1
+        try:
+            os.write(our_end, json.dumps(request).encode() + b"\n")
+            out = child.communicate(timeout=limits.seconds)[0]
+        except subprocess.TimeoutExpired:
+            raise MediaError(
+                f"{source}: not read within {limits.seconds:g} s; cut a part with start and end, or raise Limits.seconds"
+            ) from None
+        except BrokenPipeError:  # it ended before it read the request; its exit status says why
+            out = child.communicate()[0]
+        finally:
+            child.kill()
+            child.wait()
+    finally:
+        for end in (child_end, our_end):
+            if end >= 0:
+                os.close(end)
+    if len(out) < 8:
+        how = signal.Signals(-child.returncode).name if child.returncode < 0 else f"exit status {child.returncode}"
+        raise MediaError(
+            f"{source}: the decoder died ({how}); the file is damaged or needs more than the limits of memory and time"
+        )
+    (size,) = struct.unpack("<Q", out[:8])
+    header = json.loads(out[8 : 8 + size])
+    if "error" in header:
+        raise MediaError(f"{header.get('file', source)}: {header['error']}")
+    return header, bytearray(out[8 + size :])

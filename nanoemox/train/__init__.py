@@ -1,0 +1,1 @@
+"""Training: batches and schedules. The model imports nothing from here."""

@@ -1,0 +1,78 @@
+"""Bundles from elsewhere: official checkpoints, random numbers, a model in memory."""
+
+import os
+import zlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .bundle import CARD, CONFIG, WEIGHTS, new_folder, parameters_on_meta, shapes, write_safetensors
+from .config import NanoEmoXConfig
+from .convert import convert
+from .errors import CheckpointError
+from .load import DEMO
+from .model import NanoEmoX
+from .names import targets
+from .tokenizer import Tokenizer
+
+__all__ = ["convert", "random_bundle", "save_bundle"]
+
+_RANDOM_CARD = """# {name}, random weights
+
+Made by `nanoemox.weights.random_bundle` with seed {seed}. It has the true sizes and knows nothing: for benchmarks and
+tests, not for answers.
+"""
+
+
+def random_bundle(
+    preset: str | NanoEmoXConfig, out: str | os.PathLike, seed: int = 0, *, dtype: torch.dtype = torch.bfloat16
+) -> Path:
+    """Write a bundle of random weights that keep activations in a healthy range, with the demo's tokenizer.
+
+    A tensor depends on the seed, its name and its shape alone. One tensor is in memory at a time.
+    """
+    config = preset if isinstance(preset, NanoEmoXConfig) else NanoEmoXConfig.preset(preset)
+    tokenizer = Tokenizer(DEMO)
+    with parameters_on_meta():
+        wanted = shapes(NanoEmoX(config), config)
+    with new_folder(out) as folder:
+        write_safetensors(folder / WEIGHTS, wanted, dtype, lambda name: random_tensor(name, wanted[name], seed))
+        config.to_json(folder / CONFIG)
+        tokenizer.save(folder)
+        (folder / CARD).write_text(_RANDOM_CARD.format(name=config.name, seed=seed))
+    return Path(out)
+
+
+def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    """fp32: gains around 1, small biases and queries, matrices of unit gain, small adapters."""
+    random = torch.Generator().manual_seed(seed * 2**32 + zlib.crc32(name.encode()))
+    unit = torch.empty(shape).uniform_(-(3**0.5), 3**0.5, generator=random)  # mean 0, variance 1
+    if name.endswith("weight.original0") or (len(shape) <= 1 and name.endswith("weight")):
+        return unit.mul_(0.1).add_(1)
+    if len(shape) <= 1:
+        return unit.mul_(0.1)
+    if name.endswith("query_tokens") or ".lora_B." in name:
+        return unit.mul_(0.02)
+    return unit.mul_(torch.Size(shape[1:]).numel() ** -0.5)
+
+
+def save_bundle(model: NanoEmoX, folder: str | os.PathLike) -> None:
+    """Write the model as a bundle, in the dtype it has. Raises CheckpointError where there is no tokenizer to go with it."""
+    if model.tokenizer is None:
+        raise CheckpointError("a bundle needs a tokenizer: set model.tokenizer, or start from a loaded bundle")
+    parameters = dict(model.named_parameters())
+    parts = {target.name: target.parts for target in targets(model, model.config)}
+
+    def produce(name: str) -> Tensor:
+        tensors = [parameters[part].detach().cpu() for part in parts[name]]
+        return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+    card = model.source / CARD if model.source else None
+    text = card.read_text() if card and card.is_file() else f"# {model.config.name}\n\nSaved by nanoemox.\n"
+    with new_folder(folder) as new:
+        write_safetensors(new / WEIGHTS, shapes(model, model.config), model.dtype, produce)
+        model.config.to_json(new / CONFIG)
+        model.tokenizer.save(new)
+        model.templates.save(new)
+        (new / CARD).write_text(text)
