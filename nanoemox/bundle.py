@@ -1,4 +1,4 @@
-"""A bundle: config.json, *.safetensors under the official names, tokenizer files, a model card, perhaps templates.json."""
+"""A bundle: config.json, *.safetensors under the official names, tokenizer files, model card, perhaps templates.json."""
 
 import hashlib
 import json
@@ -113,7 +113,9 @@ def fill(model: nn.Module, config: NanoEmoXConfig, folder: Path, device: torch.d
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise CheckpointError(f"{folder}: no *.safetensors in it; `nanoemox convert` makes a bundle of other checkpoints")
+        raise CheckpointError(
+            f"{folder}: no *.safetensors in it; `nanoemox convert` makes a bundle of other checkpoints"
+        )
     entries = index(files)
     wanted = shapes(model, config)
     audit({name: entry.shape for name, entry in entries.items()}, wanted, str(folder))
@@ -168,7 +170,7 @@ def write_safetensors(
         for name in order:
             value = produce(name).detach().to("cpu", dtype).contiguous()
             assert tuple(value.shape) == tuple(wanted[name]), name
-            file.write(value.reshape(-1).view(torch.uint8).numpy())
+            file.write(value.reshape(-1).view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())
 

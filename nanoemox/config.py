@@ -69,7 +69,7 @@ class AudioConfig:
     taps: tuple[int, ...] = (16, 18, 22)
     feature_layers: tuple[int, ...] = (21, 22, 23, 24)
     normalize: bool = True
-    # "sample": mean and variance over the windows of one clip. "batch": over the whole batch, as the official code does.
+    # "sample": mean and variance over the windows of one clip. "batch": over the whole batch, as officially.
     statistics: str = "sample"
 
     def __post_init__(self) -> None:
@@ -95,7 +95,7 @@ class FaceConfig:
     query_heads: int = 4
     projector_size: int = 768
     dropout: float = 0.1
-    # The official model sees raw 0-255 values; FaceXFormer itself was trained on ImageNet-normalised crops (section 19, A4).
+    # Officially raw 0-255 values; FaceXFormer itself was trained on ImageNet-normalised crops (section 19, A4).
     imagenet_normalize: bool = False
 
 
@@ -163,7 +163,8 @@ class LanguageConfig:
 
     def __post_init__(self) -> None:
         _check(
-            self.model_type in ("qwen2", "llama"), f"language: model_type {self.model_type!r} is neither qwen2 nor llama"
+            self.model_type in ("qwen2", "llama"),
+            f"language: model_type {self.model_type!r} is neither qwen2 nor llama",
         )
 
 
@@ -231,7 +232,9 @@ class NanoEmoXConfig:
                 raise UsageError("not a JSON object")
             return NanoEmoXConfig.from_dict(values)
         except (OSError, ValueError, TypeError) as error:
-            raise CheckpointError(f"{path}: not a nanoemox configuration ({error}); `nanoemox convert` writes one") from error
+            raise CheckpointError(
+                f"{path}: not a nanoemox configuration ({error}); `nanoemox convert` writes one"
+            ) from error
 
 
 def _is(value: Any, kind: type) -> bool:
@@ -244,10 +247,10 @@ def _build(kind: type, values: dict[str, Any], where: str) -> Any:
     hints = get_type_hints(kind)
     if unknown := sorted(set(values) - set(hints)):
         raise UsageError(f"unknown key {where}{unknown[0]}; known are {', '.join(sorted(hints))}")
-    built = {}
+    built: dict[str, Any] = {}
     for name, value in values.items():
         hint = hints[name]
-        nested = next((h for h in (hint, *get_args(hint)) if dataclasses.is_dataclass(h)), None)
+        nested: Any = next((h for h in (hint, *get_args(hint)) if dataclasses.is_dataclass(h)), None)
         if nested is not None and isinstance(value, dict):
             value = _build(nested, value, f"{where}{name}.")
         elif nested is not None and not (value is None and type(None) in get_args(hint)):
@@ -277,7 +280,7 @@ _DEMO = NanoEmoXConfig(
     qformer=QFormerConfig(hidden_size=128, heads=4, mlp_size=512),
     fusion=FusionConfig(hidden_size=96, heads=4),
     language=LanguageConfig(
-        vocab_size=2304, hidden_size=192, layers=6, heads=6, kv_heads=2, head_dim=32, mlp_size=576, max_positions=4096
+        vocab_size=1024, hidden_size=192, layers=6, heads=6, kv_heads=2, head_dim=32, mlp_size=576, max_positions=4096
     ),
     lora=LoRAConfig(rank=4, alpha=8),
 )  # fmt: skip

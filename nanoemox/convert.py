@@ -1,4 +1,4 @@
-"""Official phase checkpoints and their base models -> one bundle, every key accounted for (architecture sections 15, 16)."""
+"""Official phase checkpoints and their base models -> one bundle, every key accounted for (architecture 15, 16)."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,19 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 # (pattern, official name or None to drop); first match wins, a name without a match is an error.
 _CLIP = [
     (r"(?:text_model\..*|(?:visual|text)_projection\.weight|logit_scale|.*position_ids)", None),
-    (r"(?:vision_model\.)?((?:embeddings|pre_layrnorm|encoder|post_layernorm)\..*)", r"visual_encoder.model.vision_model.\1"),
+    (
+        r"(?:vision_model\.)?((?:embeddings|pre_layrnorm|encoder|post_layernorm)\..*)",
+        r"visual_encoder.model.vision_model.\1",
+    ),
 ]
 _HUBERT = [
     (r"(?:lm_head|final_proj|projector|classifier|layer_weights|label_embs_concat)\b.*", None),
     (r"(?:hubert\.)?(.*)\.weight_g", r"acoustic_encoder.model.\1.parametrizations.weight.original0"),
     (r"(?:hubert\.)?(.*)\.weight_v", r"acoustic_encoder.model.\1.parametrizations.weight.original1"),
-    (r"(?:hubert\.)?((?:masked_spec_embed|feature_extractor|feature_projection|encoder)\b.*)", r"acoustic_encoder.model.\1"),
+    (
+        r"(?:hubert\.)?((?:masked_spec_embed|feature_extractor|feature_projection|encoder)\b.*)",
+        r"acoustic_encoder.model.\1",
+    ),
 ]
 _FACE = [
     (r"(?:module\.)?(?:face_decoder\..*|pe_layer\..*|.*relative_position_index)", None),
@@ -79,14 +86,14 @@ def convert(
         out: the bundle; absent, empty, or a bundle to be replaced.
         dtype: bfloat16 or float32.
         lora: "keep" the adapters beside the language model or "merge" them into it, in fp32.
-        config: sizes that neither the files' shapes nor their config.json tell (heads, taps); default the published model.
+        config: sizes that neither the files' shapes nor their config.json tell (heads, taps); default as published.
 
     Raises:
-        CheckpointError: a file that cannot be read safely, a name that is unknown, missing or misshapen. Nothing is written.
+        CheckpointError: a file that cannot be read safely; a name that is unknown, missing or misshapen.
         UsageError: an option that does not exist.
     """
     stored = dtype if isinstance(dtype, torch.dtype) else _DTYPES.get(dtype)
-    if stored not in _DTYPES.values():
+    if stored is None or stored not in _DTYPES.values():
         raise UsageError(f"dtype {str(dtype)!r} does not exist here: use bfloat16 or float32")
     if lora not in ("keep", "merge"):
         raise UsageError(f"lora {lora!r} does not exist: use keep or merge")
@@ -140,7 +147,9 @@ def _components(given: Mapping[str, str | os.PathLike] | str | os.PathLike) -> d
         paths = _search(Path(given))
     for name in COMPONENTS:
         if name not in paths:
-            raise CheckpointError(f"component {name} is missing: the checkpoint holds only what was trained on top of it")
+            raise CheckpointError(
+                f"component {name} is missing: the checkpoint holds only what was trained on top of it"
+            )
         if not paths[name].exists():
             raise CheckpointError(f"{paths[name]}: no such file or folder (component {name})")
     return paths
@@ -183,7 +192,9 @@ def _pickle(path: Path, key: str | None) -> Tensors:
         try:
             held = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise CheckpointError(f"{path}: not a torch file, cut off, or one that could run code; not opened") from error
+            raise CheckpointError(
+                f"{path}: not a torch file, cut off, or one that could run code; not opened"
+            ) from error
     except (OSError, EOFError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
     if key is not None:
@@ -192,7 +203,7 @@ def _pickle(path: Path, key: str | None) -> Tensors:
         held = held[key]
     if bad := [name for name, value in held.items() if not isinstance(value, Tensor)]:
         raise CheckpointError(f"{path}: {bad[0]} is not a tensor")
-    return {name: (tuple(value.shape), lambda value=value: value) for name, value in held.items()}
+    return {name: (tuple(value.shape), partial(_itself, value)) for name, value in held.items()}
 
 
 def _folder(path: Path) -> Tensors:
@@ -200,16 +211,21 @@ def _folder(path: Path) -> Tensors:
     if not path.is_dir():
         raise CheckpointError(f"{path}: not a folder; a Hugging Face model folder is needed here")
     if files := sorted(path.glob("*.safetensors")):
-        return {
-            name: (entry.shape, lambda name=name, file=entry.file: _one(file, name))
-            for name, entry in index(files).items()
-        }
+        return {name: (entry.shape, partial(_one, entry.file, name)) for name, entry in index(files).items()}
     tensors: Tensors = {}
     for file in sorted(path.glob("pytorch_model*.bin")):
         tensors |= _pickle(file, None)
     if not tensors:
         raise CheckpointError(f"{path}: no *.safetensors and no pytorch_model*.bin in it")
     return tensors
+
+
+def _itself(value: Tensor) -> Tensor:
+    return value
+
+
+def _merged(base: Loader, a: Loader, b: Loader, scale: float) -> Tensor:
+    return merge_lora(base().float(), a(), b(), scale)
 
 
 def _one(file: Path, name: str) -> Tensor:
@@ -242,7 +258,9 @@ def _sizes(config: NanoEmoXConfig, paths: dict[str, Path]) -> NanoEmoXConfig:
     qwen = _json(paths["qwen"] / "config.json")
     rope = qwen.get("rope_parameters") or qwen.get("rope_scaling") or {}
     if (rope.get("rope_type") or rope.get("type") or "default") != "default" or qwen.get("use_sliding_window"):
-        raise CheckpointError(f"{paths['qwen']}/config.json: scaled rotary positions and sliding windows are not supported")
+        raise CheckpointError(
+            f"{paths['qwen']}/config.json: scaled rotary positions and sliding windows are not supported"
+        )
 
     def pick(known: Any, values: dict[str, Any], **names: str) -> dict[str, Any]:
         return {ours: values.get(theirs, getattr(known, ours)) for ours, theirs in names.items()}
@@ -262,9 +280,12 @@ def _sizes(config: NanoEmoXConfig, paths: dict[str, Path]) -> NanoEmoXConfig:
         config.audio,
         **lists(
             pick(
-                config.audio, hubert, hidden_size="hidden_size", layers="num_hidden_layers", heads="num_attention_heads",
-                mlp_size="intermediate_size", activation="hidden_act", layer_norm_eps="layer_norm_eps", conv_dim="conv_dim",
-                conv_kernel="conv_kernel", conv_stride="conv_stride", conv_bias="conv_bias", conv_norm="feat_extract_norm",
+                config.audio, hubert, hidden_size="hidden_size", layers="num_hidden_layers",
+                heads="num_attention_heads",
+                mlp_size="intermediate_size", activation="hidden_act", layer_norm_eps="layer_norm_eps",
+                conv_dim="conv_dim",
+                conv_kernel="conv_kernel", conv_stride="conv_stride", conv_bias="conv_bias",
+                conv_norm="feat_extract_norm",
                 conv_activation="feat_extract_activation", projection_layer_norm="feat_proj_layer_norm",
                 stable_layer_norm="do_stable_layer_norm", position_kernel="num_conv_pos_embeddings",
                 position_groups="num_conv_pos_embedding_groups", position_batch_norm="conv_pos_batch_norm",
@@ -301,7 +322,9 @@ def _language(found: Tensors, config: NanoEmoXConfig, lora: str) -> Tensors:
         elif not (name == "llama_model.lm_head.weight" and config.language.tied_embeddings):
             out[name] = tensor
     if config.lora is None:
-        raise CheckpointError("the checkpoint holds no LoRA adapters; give the one of phase 3, or an earlier one beside it")
+        raise CheckpointError(
+            "the checkpoint holds no LoRA adapters; give the one of phase 3, or an earlier one beside it"
+        )
     scale = config.lora.alpha / config.lora.rank
     if lora == "merge":
         for module, pair in adapters.items():
@@ -310,7 +333,7 @@ def _language(found: Tensors, config: NanoEmoXConfig, lora: str) -> Tensors:
                 raise CheckpointError(f"{module}: adapter without its other half or its base weight")
             shape, base = out[name]
             a, b = pair["A"][1], pair["B"][1]
-            out[name] = shape, lambda base=base, a=a, b=b: merge_lora(base().float(), a(), b(), scale)
+            out[name] = shape, partial(_merged, base, a, b, scale)
         return out
     kept: Tensors = {}
     for name, tensor in out.items():

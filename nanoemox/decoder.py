@@ -1,6 +1,6 @@
 """The child process of nanoemox.media: one request on stdin, one answer on stdout, then it is gone.
 
-It needs neither torch nor the network. Request: a line of JSON. Answer: length of the header, header (JSON), raw arrays.
+It needs neither torch nor the network. Request: a line of JSON. Answer: length of the header, header (JSON), arrays.
 """
 
 import json
@@ -140,7 +140,9 @@ class Reader:
                     seconds = float((stamp + (packet.duration or 0)) * packet.time_base) - self.origin
                     last = max(last, seconds)
                     if seconds > self.limits["duration"]:
-                        raise Refused(f"longer than the allowed {self.limits['duration']:g} s; cut a part of it beforehand")
+                        raise Refused(
+                            f"longer than the allowed {self.limits['duration']:g} s; cut a part of it beforehand"
+                        )
                 if packet.stream is video and packet.size:
                     if packet.pts is None:
                         self.timed = False
@@ -155,7 +157,9 @@ class Reader:
                         if not packet.size:
                             last = max(last, self.time(frame) if frame.pts is not None else 0.0)
         if promised - last > max(0.5, 0.02 * promised):
-            raise Refused(f"truncated: it holds {last:.2f} s of the {promised:.2f} s that its header states; copy it again")
+            raise Refused(
+                f"truncated: it holds {last:.2f} s of the {promised:.2f} s that its header states; copy it again"
+            )
         self.last = last
         self.pts = array("q", sorted(self.pts))
         self.key_pts = array("q", sorted(self.key_pts))
@@ -171,7 +175,9 @@ class Reader:
     def _part(self, frame: Any) -> tuple[int, int]:
         """Samples [low, high) of an audio frame that lie in the part."""
         if frame.sample_rate != self.rate:
-            raise Refused(f"its sample rate changes from {self.rate} to {frame.sample_rate} Hz midway; convert it first")
+            raise Refused(
+                f"its sample rate changes from {self.rate} to {frame.sample_rate} Hz midway; convert it first"
+            )
         if frame.pts is None or (self.start == 0 and self.end == float("inf")):
             return 0, frame.samples
         begin = self.time(frame)
@@ -223,7 +229,7 @@ class Reader:
         return found or self._in_order()
 
     def _by_seeking(self) -> tuple[np.ndarray, list[float]] | None:
-        """Only what lies between a key frame and a wanted frame is decoded. None if a wanted frame is not where it should be."""
+        """Decodes only from a key frame to a wanted frame. None if a wanted frame is not where it should be."""
         wanted = [self.pts[i] for i in frame_indices(len(self.pts))]
         images: dict[int, np.ndarray] = {}
         with self.open() as (container, video, _):
@@ -346,7 +352,9 @@ def answer(request: dict) -> tuple[dict, list[np.ndarray]]:
     reader.survey()
     pictures, sound = reader.pictures(), reader.sound()
     if pictures is None and sound is None:
-        part = f"between {reader.start:g} s and {reader.end:g} s of its {reader.last:.2f} s" if start or end else "in it"
+        part = (
+            f"between {reader.start:g} s and {reader.end:g} s of its {reader.last:.2f} s" if start or end else "in it"
+        )
         raise Refused(f"no frame and no sound can be decoded {part}")
     if reader.has_video and pictures is None:
         reader.damaged["video"] = max(reader.damaged["video"], 1) if reader.timed and reader.pts else 0

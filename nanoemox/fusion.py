@@ -1,6 +1,6 @@
-"""Voice and picture joined: three gated experts over encoder taps (architecture section 7), and its variants (section 18).
+"""Voice and picture joined: three gated experts over encoder taps (architecture section 7), and variants (section 18).
 
-Every fusion takes (audio features, audio taps, visual features, visual taps) and returns (tokens [B,n,width], gates | None).
+Every fusion takes audio features, audio taps, visual features, visual taps and returns tokens [B,n,width], gates | None.
 """
 
 import torch
@@ -121,7 +121,7 @@ class DenseExpert(nn.Module):
 
 
 class DenseMoEFusion(nn.Module):
-    """Variant `densemoe`: softly routed experts on time means. The official routing noise is left out in eval (section 19, A8)."""
+    """Variant `densemoe`: softly routed experts on time means. Routing noise is for training only (section 19, A8)."""
 
     def __init__(self, config: FusionConfig, features: int, width: int):
         super().__init__()

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .errors import UsageError
 from .tokenizer import Tokenizer
 
 STOP = "###"
@@ -50,7 +51,7 @@ def postprocess(text: str, bos: str, eos: str) -> str:
 
 @dataclass
 class Sampler:
-    """Greedy at temperature 0, else nucleus sampling. Draws on the CPU, so that a seed means the same on every device."""
+    """Greedy at temperature 0, else nucleus sampling. It draws on the CPU: a seed means the same on every device."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -59,9 +60,9 @@ class Sampler:
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature must be 0 or more, got {self.temperature}")
+            raise UsageError(f"temperature must be 0 or more, got {self.temperature}")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+            raise UsageError(f"top_p must lie in (0, 1], got {self.top_p}")
         self._random = torch.Generator()
         if self.seed is None:
             self._random.seed()

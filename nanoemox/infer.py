@@ -43,7 +43,7 @@ def infer_config(config: NanoEmoXConfig, shapes: Shapes) -> NanoEmoXConfig:
         kind = "attention" if f"{stem}_attention_mlp.weight" in shapes else known.type
         # Without queries the projection reads the encoder's width: only then is it a mean.
         proj = {"video": "video_proj.weight", "audio": "audio_llama_proj.weight"}[stem]
-        encoder = {"video": config.vision, "audio": config.audio}[stem].hidden_size
+        encoder = config.vision.hidden_size if stem == "video" else config.audio.hidden_size
         if kind == "qformer" and dim(proj, 1, 0) == encoder:
             kind = "mean"
         return replace(known, type=kind)
@@ -55,9 +55,13 @@ def infer_config(config: NanoEmoXConfig, shapes: Shapes) -> NanoEmoXConfig:
             qformer = replace(
                 qformer,
                 hidden_size=width,
-                heads=qformer.heads if width == qformer.hidden_size else max(1, width // 64),  # BERT's heads are 64 wide
+                heads=qformer.heads
+                if width == qformer.hidden_size
+                else max(1, width // 64),  # BERT's heads are 64 wide
                 layers=count(rf"{stem}_Qformer\.bert\.encoder\.layer\.(\d+)\."),
-                mlp_size=dim(f"{stem}_Qformer.bert.encoder.layer.0.intermediate_query.dense.weight", 0, qformer.mlp_size),
+                mlp_size=dim(
+                    f"{stem}_Qformer.bert.encoder.layer.0.intermediate_query.dense.weight", 0, qformer.mlp_size
+                ),
             )
     if "multi_multiscale_fusion.audio_proj.weight" in shapes:
         hidden = dim("multi_multiscale_fusion.audio_proj.weight", 0, fusion.hidden_size)

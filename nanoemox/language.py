@@ -1,5 +1,6 @@
 """The language model: Hugging Face's Qwen2 or Llama, with LoRA through peft while the adapters are not merged."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -71,13 +72,12 @@ class LanguageModel(nn.Module):
 def _with_lora(base: nn.Module, lora: LoRAConfig) -> nn.Module:
     from peft import LoraConfig, get_peft_model  # slow to import, and a merged model has no use for it
 
-    return get_peft_model(
-        base,
-        LoraConfig(
-            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets), bias="none"
-        ),
-        autocast_adapter_dtype=False,
+    adapters = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets), bias="none"
     )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft reads an attribute that transformers is renaming
+        return get_peft_model(base, adapters, autocast_adapter_dtype=False)
 
 
 def merge_lora(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:

@@ -42,7 +42,9 @@ def load(
     """
     device, dtype = resolve(device, dtype)
     if quantize is not None:
-        raise UsageError(f"quantize={quantize!r} needs the decode engine, which this version does not have: leave it out")
+        raise UsageError(
+            f"quantize={quantize!r} needs the decode engine, which this version does not have: leave it out"
+        )
     folder = find(source)
     config = NanoEmoXConfig.from_json(folder / CONFIG)
     tokenizer = Tokenizer(folder)
@@ -95,7 +97,9 @@ def find(source: str | os.PathLike) -> Path:
             raise CheckpointError(f"{folder}: no {CONFIG} in it, so no bundle; `nanoemox convert` makes one")
         return folder
     if folder.exists():
-        raise CheckpointError(f"{folder}: a file; a bundle is a folder, `nanoemox convert` makes one of official checkpoints")
+        raise CheckpointError(
+            f"{folder}: a file; a bundle is a folder, `nanoemox convert` makes one of official checkpoints"
+        )
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise CheckpointError(f"{name}: no such folder; use demo, a bundle folder or a Hugging Face id (owner/name)")
     from huggingface_hub import snapshot_download

@@ -124,7 +124,7 @@ def _check_file(file: str) -> None:
 
 
 def _decode(source: str, request: dict, limits: Limits) -> tuple[dict, bytearray]:
-    """Runs nanoemox.decoder in a child. It reads the request from a pipe that stays open: its end is the parent's death."""
+    """Runs nanoemox.decoder in a child. The pipe with its request stays open: its end is the parent's death."""
     package = str(Path(__file__).parent.parent)
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     child_end, our_end = os.pipe()
@@ -141,7 +141,7 @@ def _decode(source: str, request: dict, limits: Limits) -> tuple[dict, bytearray
             out = child.communicate(timeout=limits.seconds)[0]
         except subprocess.TimeoutExpired:
             raise MediaError(
-                f"{source}: not read within {limits.seconds:g} s; cut a part with start and end, or raise Limits.seconds"
+                f"{source}: not read within {limits.seconds:g} s; cut a part with start and end, or pass more Limits"
             ) from None
         except BrokenPipeError:  # it ended before it read the request; its exit status says why
             out = child.communicate()[0]

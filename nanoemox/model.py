@@ -14,7 +14,7 @@ from .config import FRAMES, WINDOW_SAMPLES, WINDOWS, NanoEmoXConfig
 from .encoders.audio import AudioEncoder
 from .encoders.face import FaceEncoder, FaceHead
 from .encoders.vision import VisionEncoder
-from .errors import CheckpointError
+from .errors import CheckpointError, UsageError
 from .fusion import build_fusion
 from .generate import Sampler, generate
 from .language import LanguageModel
@@ -30,8 +30,8 @@ _ENCODERS = ("vision", "audio", "face")
 class Encoded:
     """What the language model is shown of B clips, and what the branches saw.
 
-    visual [B,32,W], speech [B,32,W], face [B,4,W], fusion [B,1,W] in the model's dtype, None where the stream is absent;
-    gates [B,E] and face_attention [B,heads,queries,frames] in fp32; features: the encoders' outputs by name.
+    visual [B,32,W], speech [B,32,W], face [B,4,W], fusion [B,1,W] in the model's dtype, None where the stream is
+    absent; gates [B,E] and face_attention [B,heads,queries,frames] in fp32; features: the encoders' outputs by name.
     """
 
     visual: Tensor | None = None
@@ -63,7 +63,16 @@ def reference_parts(config: NanoEmoXConfig) -> dict[str, nn.Module]:
 
 
 class NanoEmoX(nn.Module):
-    """Nano-EmoX. Built from a configuration it is the reference with PyTorch's random weights; `nanoemox.load` fills it."""
+    """Nano-EmoX. Built from a configuration it is the reference with random weights; `nanoemox.load` fills it."""
+
+    vision: Any
+    audio: Any
+    face: Any
+    face_head: Any
+    video_branch: Any
+    audio_branch: Any
+    fusion: Any
+    language: Any
 
     def __init__(self, config: NanoEmoXConfig, parts: dict[str, nn.Module] | None = None):
         super().__init__()
@@ -241,12 +250,12 @@ class NanoEmoX(nn.Module):
     ) -> Reply:
         limit = task.max_new_tokens if max_new_tokens is None else max_new_tokens
         if limit < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {limit}")
+            raise UsageError(f"max_new_tokens must be at least 1, got {limit}")
         ids = self.prompt_ids(clip, task, question=question, labels=labels)
         room = self.config.language.max_positions
         if len(ids) + limit > room:
             raise ValueError(
-                f"the prompt has {len(ids)} tokens and {limit} more are asked for, but the language model holds {room}: "
+                f"the prompt has {len(ids)} tokens and {limit} more are wanted, but the language model holds {room}: "
                 "shorten the subtitle or the question, or ask for fewer tokens"
             )
         embeds = self.splice(torch.tensor([ids], device=self.device), encoded)
@@ -275,7 +284,7 @@ class NanoEmoX(nn.Module):
             torch.cuda.synchronize(self.device)
 
     def save(self, folder: str | Path) -> None:
-        """Write a bundle; `nanoemox.load(folder)` gives identical outputs. An existing bundle there is replaced whole."""
+        """Write a bundle; `nanoemox.load(folder)` gives identical outputs. A bundle that is there is replaced whole."""
         from .weights import save_bundle
 
         save_bundle(self, folder)

@@ -14,7 +14,7 @@ from .config import NanoEmoXConfig
 
 @dataclass(frozen=True)
 class Target:
-    """One official tensor and the parameters it fills; more than one where a fused projection is cut into equal rows."""
+    """One official tensor and the parameters it fills: several where a fused projection is cut into equal rows."""
 
     name: str
     parts: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""From encoder features to language-model tokens: Q-Former, time mean or weighted sum (architecture sections 4 to 6, 18)."""
+"""From encoder features to language-model tokens: Q-Former, time mean or weighted sum (architecture 4 to 6, 18)."""
 
 import torch
 import torch.nn.functional as F
@@ -86,10 +86,10 @@ class QFormerBranch(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """features [B,T,F], T at most the position table -> [B,tokens,width]."""
-        T, limit = features.shape[1], self.position.num_embeddings
-        if T > limit:
-            raise ValueError(f"{T} time steps, but the position table holds {limit}")
-        return self.proj(self.qformer(features + self.position.weight[:T]))
+        steps, limit = features.shape[1], self.position.num_embeddings
+        if steps > limit:
+            raise ValueError(f"{steps} time steps, but the position table holds {limit}")
+        return self.proj(self.qformer(features + self.position.weight[:steps]))
 
 
 class MeanBranch(nn.Module):

@@ -19,7 +19,9 @@ class Resampler:
         phase = np.arange(self.new)
         self.first = phase * self.old // self.new - self.reach
         index = self.first[:, None] + np.arange(2 * self.reach + 2)
-        t = (-phase.astype(np.float32) / np.float32(self.new))[:, None] + index.astype(np.float32) / np.float32(self.old)
+        t = (-phase.astype(np.float32) / np.float32(self.new))[:, None] + index.astype(np.float32) / np.float32(
+            self.old
+        )
         t = np.clip(t * np.float32(cutoff), -_WIDTH, _WIDTH)
         window = np.cos(t * np.float32(math.pi / _WIDTH / 2)) ** 2
         self.taps = np.sinc(t) * window * np.float32(cutoff / self.old)  # [new, 2 * reach + 2]
@@ -35,7 +37,7 @@ class Resampler:
         return low, high
 
     def run(self, samples: np.ndarray, offset: int, start: int, stop: int) -> np.ndarray:
-        """Output samples [start, stop), float32; `samples` begins at input position `offset` and covers needs(start, stop)."""
+        """Output samples [start, stop), float32; `samples` begins at input `offset` and covers needs(start, stop)."""
         out = np.empty(stop - start, np.float32)
         views = np.lib.stride_tricks.sliding_window_view(samples, self.taps.shape[1])
         for low in range(start, stop, 4096):  # bounds the gathered copy

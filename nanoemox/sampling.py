@@ -16,7 +16,7 @@ def frame_indices(count: int) -> list[int]:
 def window_starts(samples: int) -> list[int]:
     """First sample of each window of a 16 kHz signal; windows past its end are zero-padded.
 
-    The span is a double and the rest exact: integers or doubles throughout are a sample off for a quarter of all lengths.
+    The span is a double, the rest exact: integers or doubles throughout are a sample off for a quarter of all lengths.
     """
     span = Fraction(max(samples / SAMPLE_RATE - WINDOW_SAMPLES / SAMPLE_RATE, 0.0))
     return [math.floor(span / WINDOWS * k * SAMPLE_RATE) for k in range(WINDOWS)]

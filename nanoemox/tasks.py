@@ -11,7 +11,8 @@ POLARITIES = ("positive", "negative", "neutral")
 EMOTIONS = ("angry", "disgusted", "fearful", "happy", "neutral", "sad", "surprised")
 MINTREC2_INTENTS = (
     "acknowledge", "advise", "agree", "apologise", "arrange", "ask for help", "asking for opinions", "care", "comfort",
-    "complain", "confirm", "criticize", "doubt", "emphasize", "explain", "flaunt", "greet", "inform", "introduce", "invite",
+    "complain", "confirm", "criticize", "doubt", "emphasize", "explain", "flaunt", "greet", "inform", "introduce",
+    "invite",
     "joke", "leave", "oppose", "plan", "praise", "prevent", "refuse", "taunt", "thank", "warn",
 )  # fmt: skip
 # Nouns and near forms that data sets use for the same seven emotions.
@@ -92,7 +93,9 @@ def parse_reply(text: str, labels: Sequence[str]) -> Parsed:
     """`<think>` four lines `</think>` reply. Lines are told apart by their ordinal, else by their order."""
     thought, closed, after = text.partition("</think>")
     if "<think>" not in thought:
-        return Parsed(labels=_SPEAKER_EMOTION.findall(text)[:1], reply=after.strip() if closed else text.strip() or None)
+        return Parsed(
+            labels=_SPEAKER_EMOTION.findall(text)[:1], reply=after.strip() if closed else text.strip() or None
+        )
     thought = thought.split("<think>", 1)[1]
     chain: list[str | None] = [None] * 4
     lines = [line.strip() for line in thought.splitlines() if line.strip()]
@@ -134,7 +137,7 @@ TASKS = {
         ),
         Task(
             "mer", "multimodal emotion recognition", "perception", "[Recognition]",
-            "Which of these emotions does the person feel most: {labels}? Answer in one sentence that ends in the emotion.",
+            "Which of these emotions does the person feel most: {labels}? Answer in a sentence ending in the emotion.",
             EMOTIONS, parse_label, 64,
         ),
         Task(
@@ -154,8 +157,8 @@ TASKS = {
         ),
         Task(
             "erg", "empathetic response generation", "interaction", "[Interaction]",
-            "Think inside <think></think> in four lines: first the event, second the emotion of the speaker, third its cause, "
-            "fourth the goal of a response. Then reply to the speaker with empathy.",
+            "Think inside <think></think> in four lines: first the event, second the emotion of the speaker, third its "
+            "cause, fourth the goal of a response. Then reply to the speaker with empathy.",
             (), parse_reply, 512,
         ),
     )

@@ -58,7 +58,7 @@ def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def save_bundle(model: NanoEmoX, folder: str | os.PathLike) -> None:
-    """Write the model as a bundle, in the dtype it has. Raises CheckpointError where there is no tokenizer to go with it."""
+    """Write the model as a bundle, in the dtype it has. Raises CheckpointError where it has no tokenizer."""
     if model.tokenizer is None:
         raise CheckpointError("a bundle needs a tokenizer: set model.tokenizer, or start from a loaded bundle")
     parameters = dict(model.named_parameters())

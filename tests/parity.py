@@ -1,6 +1,6 @@
 """Everything that the parity fixtures expect, computed by our modules: name -> tensor.
 
-Weights come from recipe.fill under the official names, inputs from recipe.signal or, where they are no signal, from `given`.
+Weights come from recipe.fill under the official names, inputs from recipe.signal or, where they are none, from `given`.
 """
 
 from collections.abc import Callable

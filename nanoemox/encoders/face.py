@@ -36,7 +36,7 @@ class FaceEncoder(nn.Module):
         self.linear_fuse = nn.Conv2d(size * len(widths), size, 1, bias=False)
 
     def stages(self, frames: Tensor) -> tuple[Tensor, ...]:
-        """frames [N,3,H,W] in 0..255 -> each stage's output [N,C,h,w] before patch merging and before the final norm."""
+        """frames [N,3,H,W] in 0..255 -> each stage's output [N,C,h,w] before merging and before the final norm."""
         frames = frames.float()
         if self.config.imagenet_normalize:
             mean, std = (torch.tensor(v, device=frames.device).view(3, 1, 1) for v in (_IMAGENET_MEAN, _IMAGENET_STD))

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 class Schedule:
     """Linear warm-up, then a cosine from `init` to `minimum`.
 
-    `legacy_epoch_offset` = 1 counts epochs from 1, as the official loop does: no warm-up is entered and the cosine rises
-    again in the last epoch. Where an epoch is shorter than the warm-up, the cosine spans the steps after the warm-up,
+    `legacy_epoch_offset` = 1 counts epochs from 1, as the official loop does: no warm-up is entered and the cosine
+    rises again in the last epoch. Where an epoch is shorter than the warm-up, the cosine spans the steps after it,
     so that the rate does not jump at its end; at the official size it spans the whole run.
     """
 
