@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "load": "load",
+    "load": "loading",
     "read_clip": "media",
     "Clip": "media",
     "Limits": "media",
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .config import NanoEmoXConfig as NanoEmoXConfig
     from .errors import CheckpointError as CheckpointError
     from .errors import MediaError as MediaError
-    from .load import load as load
+    from .loading import load as load
     from .media import Clip as Clip
     from .media import Limits as Limits
     from .media import read_clip as read_clip
@@ -39,5 +39,5 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f".{_HOME[name]}", __name__), name)
-    globals()[name] = value  # also wins over the submodule of the same name (load)
+    globals()[name] = value
     return value

@@ -94,7 +94,7 @@ def _say(text: str) -> None:
 
 
 def _load(args: argparse.Namespace) -> Any:
-    from .load import load
+    from .loading import load
 
     if args.model == "demo":
         _say("the demo model's weights are random and untrained; what it says means nothing (--model takes a real one)")
@@ -180,7 +180,7 @@ def _info(args: argparse.Namespace) -> int:
 
     from .bundle import CONFIG, index, sha256
     from .config import NanoEmoXConfig
-    from .load import find, resolve
+    from .loading import find, resolve
 
     device, dtype = resolve(args.device, args.dtype)
     folder = find(args.model)

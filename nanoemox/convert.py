@@ -359,12 +359,17 @@ def _complete(found: Tensors, wanted: dict[str, tuple[int, ...]]) -> None:
 def _write_tokenizer(source: Path, folder: Path) -> None:
     """The language model's tokenizer with bos, eos and the five placeholders (architecture section 10)."""
     from tokenizers import AddedToken
-    from transformers import AutoTokenizer
+    from tokenizers import Tokenizer as RustTokenizer
 
     try:
-        backend = AutoTokenizer.from_pretrained(source, local_files_only=True).backend_tokenizer
-    except Exception as error:  # transformers raises many kinds
-        reason = str(error).strip().splitlines()[0]
+        if (source / "tokenizer.json").is_file():
+            backend = RustTokenizer.from_file(str(source / "tokenizer.json"))
+        else:  # the older vocab.json and merges.txt
+            from transformers import AutoTokenizer
+
+            backend = AutoTokenizer.from_pretrained(source, local_files_only=True).backend_tokenizer
+    except Exception as error:  # both libraries raise many kinds
+        reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{source}: no tokenizer that can be read ({reason})") from error
     bos, eos = "<|im_start|>", "<|im_end|>"
     if lacking := [token for token in (bos, eos) if backend.token_to_id(token) is None]:

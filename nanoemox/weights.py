@@ -11,7 +11,7 @@ from .bundle import CARD, CONFIG, WEIGHTS, new_folder, parameters_on_meta, shape
 from .config import NanoEmoXConfig
 from .convert import convert
 from .errors import CheckpointError
-from .load import DEMO
+from .loading import DEMO
 from .model import NanoEmoX
 from .names import targets
 from .tokenizer import Tokenizer

@@ -1,4 +1,4 @@
-"""From a name or a folder to a model that is ready to answer."""
+"""From a name or a folder to a model that is ready to answer. (Not load.py: that would shadow nanoemox.load.)"""
 
 import os
 import re

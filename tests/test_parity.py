@@ -1,0 +1,108 @@
+"""Our modules against numbers of the official ones: always the compact fixtures, the full ones where they are there."""
+
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHARED
+from make_fixtures import digest, probe_indices
+from parity import GROUPS
+
+import nanoemox
+from nanoemox.bundle import shapes
+from nanoemox.model import NanoEmoX
+
+PACKED = np.load(Path(__file__).parent / "fixtures" / "parity.npz")
+GIVEN = {name.split("|")[1]: torch.from_numpy(PACKED[name]) for name in PACKED.files if name.startswith("given|")}
+FULL = SHARED / "parity" / "expected.safetensors"
+_computed: dict[str, dict[str, torch.Tensor]] = {}
+
+
+def computed(group: str) -> dict[str, torch.Tensor]:
+    if group not in _computed:
+        with torch.inference_mode():
+            _computed[group] = GROUPS[group](GIVEN)
+    return _computed[group]
+
+
+def tolerance(name: str, peak: float) -> float:
+    relative = 1e-4 if name.startswith(("resample/", "audio_load/mono44k")) else 2e-5
+    return relative * peak + 1e-6
+
+
+def check_compact(name: str, got: np.ndarray) -> None:
+    if f"whole|{name}" in PACKED.files:
+        assert (got == PACKED[f"whole|{name}"]).all(), name
+        return
+    *shape, peak, norm = PACKED[f"about|{name}"]
+    assert got.shape == tuple(int(d) for d in shape), name
+    flat = got.ravel()
+    assert np.abs(flat[probe_indices(flat.size)] - PACKED[f"probes|{name}"]).max() <= tolerance(name, peak), name
+    assert np.linalg.norm(flat.astype(np.float64)) == pytest.approx(norm, rel=1e-5), name
+
+
+def expected_names() -> set[str]:
+    return {name.split("|")[1] for name in PACKED.files if name.startswith(("probes|", "whole|"))}
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_group_matches_the_compact_fixtures(group):
+    for name, value in computed(group).items():
+        check_compact(name, value.numpy())
+
+
+def test_every_expected_tensor_is_computed():
+    ours = {name for group in GROUPS for name in computed(group)}
+    assert expected_names() - ours == {f"audio_load/{case}/raw_audio_every50" for case in ("mono44k", "short", "stereo")}
+
+
+@pytest.mark.skipif(not FULL.is_file(), reason="the full fixtures are not here")
+@pytest.mark.parametrize("group", GROUPS)
+def test_group_matches_the_full_fixtures(group):
+    from safetensors import safe_open
+
+    with safe_open(FULL, "pt") as full:
+        for name, value in computed(group).items():
+            want = full.get_tensor(name)
+            assert want.shape == value.shape, name
+            if want.is_floating_point():
+                assert (value - want).abs().max() <= tolerance(name, want.abs().max().item()), name
+            else:
+                assert (value == want).all(), name
+
+
+@pytest.mark.parametrize(("case", "rate"), [("stereo", 16000), ("short", 16000), ("mono44k", 44100)])
+def test_sound_reaches_hubert_as_officially(case, rate, tmp_path):
+    samples = GIVEN[f"audio_load/{case}/wave_i16"].numpy()
+    with wave.open(str(tmp_path / "x.wav"), "wb") as file:
+        file.setnchannels(len(samples))
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(np.ascontiguousarray(samples.T).tobytes())
+    clip = nanoemox.read_clip(tmp_path / "x.wav")
+    check_compact(f"audio_load/{case}/raw_audio_every50", clip.audio[:, None, ::50])
+
+
+def test_official_names_and_sizes(behaviour):
+    config = nanoemox.NanoEmoXConfig.preset("nano-emox-2.2b")
+    with torch.device("meta"):
+        model = NanoEmoX(config)
+    assert sum(p.numel() for p in model.parameters()) == 2_319_130_683
+    ours = shapes(model, config)
+
+    def starting(*prefixes: str) -> dict:
+        return {name: shape for name, shape in ours.items() if name.startswith(prefixes)}
+
+    head = {"llama_model.base_model.model.lm_head.weight": ours["llama_model.base_model.model.model.embed_tokens.weight"]}
+    groups = {
+        "fusion": starting("multi_"),
+        "video_branch": starting("video_"),
+        "audio_branch": starting("audio_"),
+        "acoustic_encoder": starting("acoustic_encoder."),
+        "face": starting("facial_encoder.") | {f"facial_encoder.lynorm.{p}": (256,) for p in ("weight", "bias")},
+        "llama_model": starting("llama_model.") | head,
+    }
+    for group, held in groups.items():
+        assert digest(held) == behaviour["keys"][group], group
