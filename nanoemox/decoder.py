@@ -50,7 +50,6 @@ def _open(path: str, limits: dict, format: str | None = None) -> Iterator[Any]:
     options = {
         "protocol_whitelist": "file",
         "format_whitelist": ",".join(sorted(allowed)),
-        "max_streams": str(limits["streams"]),
     }
     try:
         container = av.open(_File(path), format=format, options=options, metadata_errors="ignore")

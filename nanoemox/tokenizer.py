@@ -57,7 +57,12 @@ class Tokenizer:
         return self.backend.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text; bos and placeholders are added by id."""
+        """Ids of plain text; bos and placeholders are added by id. Raises ValueError for text that is no Unicode."""
+        try:
+            # Command-line arguments hold escaped bytes where the locale is not UTF-8.
+            text = text.encode("utf-8", "surrogateescape").decode("utf-8")
+        except UnicodeError as error:
+            raise ValueError("the subtitle or the question is not valid Unicode text") from error
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:

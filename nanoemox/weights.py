@@ -46,7 +46,7 @@ def random_bundle(
 
 def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     """fp32: gains around 1, small biases and queries, matrices of unit gain, small adapters."""
-    random = torch.Generator().manual_seed(seed * 2**32 + zlib.crc32(name.encode()))
+    random = torch.Generator().manual_seed(zlib.crc32(f"{seed}|{name}".encode()))  # only 32 bits of a seed count
     unit = torch.empty(shape).uniform_(-(3**0.5), 3**0.5, generator=random)  # mean 0, variance 1
     if name.endswith("weight.original0") or (len(shape) <= 1 and name.endswith("weight")):
         return unit.mul_(0.1).add_(1)

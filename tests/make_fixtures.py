@@ -23,7 +23,9 @@ def probe_indices(size: int) -> np.ndarray:
 
 
 def digest(shapes: dict[str, tuple[int, ...]]) -> str:
-    return hashlib.sha256(json.dumps(sorted((name, list(shape)) for name, shape in shapes.items())).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(sorted((name, list(shape)) for name, shape in shapes.items())).encode()
+    ).hexdigest()
 
 
 def main(source: Path) -> None:
@@ -36,7 +38,9 @@ def main(source: Path) -> None:
         if value.dtype == np.float32:
             flat = value.ravel()
             packed[f"probes|{name}"] = flat[probe_indices(flat.size)]
-            packed[f"about|{name}"] = np.array([*value.shape, np.abs(flat).max(), np.linalg.norm(flat.astype(np.float64))])
+            packed[f"about|{name}"] = np.array(
+                [*value.shape, np.abs(flat).max(), np.linalg.norm(flat.astype(np.float64))]
+            )
         else:
             packed[f"whole|{name}"] = value
     FOLDER.mkdir(exist_ok=True)

@@ -80,9 +80,7 @@ def test_legacy_schedule_counts_epochs_from_one():
 
 
 def test_short_epochs_warm_up_without_a_jump():
-    schedule = Schedule(
-        epochs=4, steps_per_epoch=50, init=1e-3, minimum=1e-5, warmup_start=1e-6, warmup_steps=100
-    )
+    schedule = Schedule(epochs=4, steps_per_epoch=50, init=1e-3, minimum=1e-5, warmup_start=1e-6, warmup_steps=100)
     rates = [schedule.rate(epoch, step) for epoch in range(4) for step in range(50)]
     assert max(abs(a - b) for a, b in zip(rates, rates[1:], strict=False)) < 2.5e-5
     assert max(rates) == pytest.approx(1e-3) and rates[-1] < 2e-5

@@ -15,7 +15,6 @@ from nanoemox.errors import CheckpointError, UsageError
 from nanoemox.weights import convert
 
 
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("official")
@@ -29,7 +28,8 @@ def files(tmp_path_factory):
 def bundles(files, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundles")
     return {
-        lora: convert(**files, out=folder / lora, lora=lora, dtype="float32", config=NARROW) for lora in ("keep", "merge")
+        lora: convert(**files, out=folder / lora, lora=lora, dtype="float32", config=NARROW)
+        for lora in ("keep", "merge")
     }
 
 
@@ -83,7 +83,9 @@ def test_both_weight_norm_spellings_and_bin_files(files, bundles, tmp_path):
 
 def test_components_are_found_in_a_folder(files, bundles, tmp_path):
     folder = files["components"]["clip"].parent
-    out = convert(checkpoint=[files["checkpoint"]], components=folder, out=tmp_path / "b", dtype="float32", config=NARROW)
+    out = convert(
+        checkpoint=[files["checkpoint"]], components=folder, out=tmp_path / "b", dtype="float32", config=NARROW
+    )
     assert sha256(out) == sha256(bundles["keep"])
 
 

@@ -55,7 +55,9 @@ def test_group_matches_the_compact_fixtures(group):
 
 def test_every_expected_tensor_is_computed():
     ours = {name for group in GROUPS for name in computed(group)}
-    assert expected_names() - ours == {f"audio_load/{case}/raw_audio_every50" for case in ("mono44k", "short", "stereo")}
+    assert expected_names() - ours == {
+        f"audio_load/{case}/raw_audio_every50" for case in ("mono44k", "short", "stereo")
+    }
 
 
 @pytest.mark.skipif(not FULL.is_file(), reason="the full fixtures are not here")
@@ -95,7 +97,9 @@ def test_official_names_and_sizes(behaviour):
     def starting(*prefixes: str) -> dict:
         return {name: shape for name, shape in ours.items() if name.startswith(prefixes)}
 
-    head = {"llama_model.base_model.model.lm_head.weight": ours["llama_model.base_model.model.model.embed_tokens.weight"]}
+    head = {
+        "llama_model.base_model.model.lm_head.weight": ours["llama_model.base_model.model.model.embed_tokens.weight"]
+    }
     groups = {
         "fusion": starting("multi_"),
         "video_branch": starting("video_"),

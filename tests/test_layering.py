@@ -1,0 +1,55 @@
+"""Who may import whom, and what an import costs."""
+
+import ast
+import subprocess
+import sys
+
+from conftest import ROOT
+
+PACKAGE = ROOT / "nanoemox"
+UPPER = {"train", "data", "evaluate", "cli"}  # each imports the model; the model imports none of them
+
+
+def imported(path):
+    """Modules of this project that a file imports, as dotted names."""
+    package = ["nanoemox", *path.relative_to(PACKAGE).parent.parts]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            yield ".".join([*base, *([node.module] if node.module else [])])
+
+
+def test_arrows_point_down():
+    for path in PACKAGE.rglob("*.py"):
+        home = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for name in imported(path):
+            parts = name.split(".")
+            assert parts[0] not in ("tests", "benchmarks"), path
+            if parts[0] == "nanoemox" and len(parts) > 1 and home not in UPPER:
+                assert parts[1] not in UPPER, f"{path} imports {name}"
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+
+def test_importing_the_package_is_cheap():
+    heavy = {"torch", "transformers", "numpy", "av", "peft", "triton"}
+    assert run(f"import nanoemox, sys; print({heavy} & set(sys.modules))").strip() == "set()"
+    assert run(f"import nanoemox.cli, sys; print({heavy} & set(sys.modules))").strip() == "set()"
+
+
+def test_the_decoder_needs_no_torch():
+    assert run("import nanoemox.decoder, sys; print('torch' in sys.modules)").strip() == "False"
+
+
+def test_every_public_name_is_there():
+    assert run("import nanoemox; print([n for n in nanoemox.__all__ if not hasattr(nanoemox, n)])").strip() == "[]"
+    assert run("import nanoemox.weights; import nanoemox; print(callable(nanoemox.load))").strip() == "True"
+
+
+def test_files_stay_short():
+    long = {str(p.relative_to(ROOT)): n for p in PACKAGE.rglob("*.py") if (n := len(p.read_text().splitlines())) > 400}
+    assert not long

@@ -1,0 +1,352 @@
+"""read_clip against a plain sequential decode, on the files people have and the ones they should not."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from clips import sequential, tone, write_video, write_wav
+from conftest import ROOT, SAMPLE, SHARED
+
+import nanoemox
+from nanoemox.errors import MediaError, UsageError
+from nanoemox.media import Limits
+from nanoemox.sampling import frame_indices, window_starts
+
+
+def check_frames(path, clip, start=0.0, end=float("inf")):
+    shown = [(t, image) for t, image in sequential(path) if start <= t < end]
+    wanted = [shown[i] for i in frame_indices(len(shown))]
+    assert clip.frame_times == pytest.approx([t for t, _ in wanted], abs=1e-6)
+    for got, (_, image) in zip(clip.frames, wanted, strict=True):
+        assert np.abs(got.astype(int) - image).mean() <= 2
+
+
+@pytest.mark.parametrize("frames", [1, 2, 7, 8, 9, 25])
+def test_frames_of_any_count(frames, tmp_path):
+    path = write_video(tmp_path / "x.mp4", frames)
+    clip = nanoemox.read_clip(path)
+    assert clip.frames.shape == (8, 3, 224, 224) and clip.frames.dtype == np.uint8 and clip.audio is None
+    check_frames(path, clip)
+    assert clip.modalities == {"used": ["frames", "face"], "absent": ["audio", "subtitle"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("b_frames.mp4", {"codec": "libx264", "bf": 3, "g": 30}),
+        ("open_gop.mkv", {"codec": "libx264", "bf": 3, "x264-params": "open-gop=1:keyint=8:min-keyint=8:scenecut=0"}),
+        ("long_gop.mkv", {"codec": "mpeg4", "g": 600}),
+        ("x.avi", {"codec": "mpeg4", "bf": 2}),
+        ("x.ts", {"codec": "mpeg2video", "bf": 2, "g": 12}),
+        ("x.mpg", {"codec": "mpeg1video", "g": 12, "rate": 25}),
+        ("x.webm", {"codec": "libvpx", "auto-alt-ref": 1, "lag-in-frames": 10, "deadline": "realtime", "b": 200000}),
+        ("x.flv", {"codec": "flv"}),
+        ("x.mov", {"codec": "mjpeg", "pix_fmt": "yuvj420p"}),
+        ("x.gif", {"codec": "gif", "pix_fmt": "rgb8"}),
+        ("ten_bit.mkv", {"codec": "ffv1", "pix_fmt": "yuv420p10le"}),
+        ("odd.mkv", {"codec": "ffv1", "size": (37, 3), "pix_fmt": "yuv444p"}),
+        ("dot.mkv", {"codec": "ffv1", "size": (1, 1), "pix_fmt": "gray"}),
+        ("alpha.mkv", {"codec": "ffv1", "pix_fmt": "yuva420p"}),
+        ("uneven.mkv", {"codec": "mpeg4", "pts": [round(1000 * (0.04 * i + 0.002 * i * i)) for i in range(40)]}),
+    ],
+)
+def test_frames_of_any_codec(name, options, tmp_path):
+    path = write_video(tmp_path / name, 40, **options)
+    check_frames(path, nanoemox.read_clip(path))
+
+
+def test_a_part_of_a_clip(tmp_path):
+    path = write_video(tmp_path / "x.mp4", 50, codec="libx264", bf=2, g=12, sound=(16000, "mono", 5))
+    for start, end in ((1.0, 2.0), (0.35, 4.05), (None, 0.5), (4.9, None)):
+        clip = nanoemox.read_clip(path, start=start, end=end)
+        low, high = start or 0.0, 99.0 if end is None else end
+        check_frames(path, clip, low, high)
+        assert all(low <= t < high for t in clip.frame_times)
+        assert clip.duration == pytest.approx(min(high, 5.0) - low, abs=0.15)
+    with pytest.raises(MediaError, match="between 60 s and 61 s"):
+        nanoemox.read_clip(path, start=60, end=61)
+    for start, end in ((2, 1), (1, 1), (-1, None), (float("nan"), None)):
+        with pytest.raises(UsageError, match="start"):
+            nanoemox.read_clip(path, start=start, end=end)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "turn"),
+    [
+        ((0, 1, -1, 0), lambda image: np.rot90(image, -1)),
+        ((-1, 0, 0, -1), lambda image: np.rot90(image, 2)),
+        ((0, -1, 1, 0), lambda image: np.rot90(image, 1)),
+        ((-1, 0, 0, 1), np.fliplr),
+    ],
+)
+def test_display_matrix(matrix, turn, tmp_path):
+    plain = write_video(tmp_path / "plain.mp4", 8, size=(96, 64))
+    data = bytearray(plain.read_bytes())
+    at = data.index(b"tkhd") + 4 + 40  # version and flags, then times, id, duration, layer: the matrix is at byte 40
+    a, b, c, d = (v << 16 for v in matrix)
+    data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    turned = tmp_path / "turned.mp4"
+    turned.write_bytes(data)
+    want = turn(nanoemox.read_clip(plain).frames[3].transpose(1, 2, 0))
+    got = nanoemox.read_clip(turned).frames[3].transpose(1, 2, 0)
+    assert np.abs(got.astype(int) - want).mean() <= 2
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 44100, 44101, 48000, 96000])
+def test_a_tone_survives_any_rate(rate, tmp_path):
+    seconds = 5.37
+    wave = tone(int(seconds * rate), rate)
+    path = write_wav(tmp_path / "x.wav", (wave * 32767).astype(np.int16)[None], rate)
+    clip = nanoemox.read_clip(path)
+    assert clip.frames is None and clip.audio.shape == (8, 32000) and clip.audio.dtype == np.float32
+    total = -(-len(wave) * 16000 // rate)
+    assert clip.window_starts == window_starts(total)
+    ideal = tone(total + 32000, 16000)
+    for row, start in zip(clip.audio, clip.window_starts, strict=True):
+        want = ideal[start : start + 32000]
+        assert np.abs(row - (want - want.mean()))[50:-50].max() < 2e-3
+        assert abs(row.mean()) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("codec", "format", "dtype", "scale"),
+    [
+        ("pcm_u8", "u8p", np.uint8, 127),
+        ("pcm_s16le", "s16p", np.int16, 2**15 - 1),
+        ("pcm_s32le", "s32p", np.int32, 2**31 - 256),
+        ("pcm_f32le", "fltp", np.float32, 1),
+        ("pcm_f64le", "dblp", np.float64, 1),
+    ],
+)
+def test_channels_are_averaged_in_any_sample_type(codec, format, dtype, scale, tmp_path):
+    mix = np.stack([tone(40000, 16000, hertz) for hertz in (150, 250, 350, 450, 550, 650)])
+    samples = mix * scale + (128 if dtype == np.uint8 else 0)
+    path = write_wav(tmp_path / "x.wav", samples.astype(dtype), 16000, layout="5.1", codec=codec, format=format)
+    clip = nanoemox.read_clip(path)
+    want = mix.mean(0)[:32000]
+    assert np.abs(clip.audio[0] - (want - want.mean())).max() < (0.01 if dtype == np.uint8 else 1e-4)
+
+
+def test_short_and_long_sound(tmp_path):
+    short = nanoemox.read_clip(write_wav(tmp_path / "s.wav", np.full((1, 100), 8000, np.int16), 16000))
+    assert short.window_starts == [0] * 8 and (short.audio == short.audio[0]).all() and not short.audio[0, 101:].std()
+    video = write_video(tmp_path / "x.mp4", 30, sound=(44100, "stereo", 3.0))
+    clip = nanoemox.read_clip(video)
+    assert clip.audio is not None and clip.modalities["absent"] == ["subtitle"]
+    assert clip.duration == pytest.approx(3.0, abs=0.1)
+
+
+def test_cover_art_is_not_a_picture(tmp_path):
+    import av
+
+    path = tmp_path / "x.mka"
+    write_wav(path, (tone(48000, 16000) * 32767).astype(np.int16)[None], 16000)
+    assert nanoemox.read_clip(path).frames is None
+    cover = tmp_path / "cover.mp4"
+    with av.open(str(cover), "w") as out, av.open(str(path)) as source:
+        audio = out.add_stream("aac", rate=16000, layout="mono")
+        art = out.add_stream("mjpeg")
+        art.width, art.height, art.pix_fmt = 32, 32, "yuvj420p"
+        art.disposition = av.stream.Disposition.attached_pic
+        picture = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 200, np.uint8), format="rgb24")
+        out.mux(art.encode(picture))
+        out.mux(art.encode())
+        for frame in source.decode(audio=0):
+            frame.pts = None
+            out.mux(audio.encode(frame))
+        out.mux(audio.encode())
+    clip = nanoemox.read_clip(cover)
+    assert clip.frames is None and clip.audio is not None
+
+
+SRT = """1
+00:00:00,500 --> 00:00:01,500
+<i>Hello</i> {\\an8}there,
+
+2
+00:00:02,000 --> 00:00:03,000
+old
+friend.
+"""
+VTT = """WEBVTT
+
+NOTE not a cue
+
+00:00.500 --> 00:01.500 align:start
+Hello there,
+
+00:00:02.000 --> 00:00:03.000
+<v Ann>old friend.
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("x.srt", SRT), ("x.VTT", VTT), ("bom.srt", "\ufeff" + SRT.replace("\n", "\r\n"))]
+)
+def test_subtitle_files(name, text, tmp_path):
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8", newline="")
+    assert nanoemox.read_clip(SAMPLE, subtitle=path).subtitle == "Hello there, old friend."
+    assert nanoemox.read_clip(SAMPLE, subtitle=str(path), start=0, end=2).subtitle == "Hello there,"
+    assert nanoemox.read_clip(SAMPLE, subtitle=path, start=1.7).subtitle == "old friend."
+    assert nanoemox.read_clip(SAMPLE, subtitle=path, start=1.6, end=1.9).subtitle is None
+
+
+def test_subtitle_text_and_wrong_subtitle_files(tmp_path):
+    assert nanoemox.read_clip(SAMPLE, subtitle="No file: just words.").subtitle == "No file: just words."
+    assert nanoemox.read_clip(SAMPLE, subtitle="").subtitle is None
+    for name, data, match in (
+        ("none.srt", None, "no such file"),
+        ("empty.srt", b"", "empty"),
+        ("garbage.srt", b"nothing here is a cue\n" * 9, "no subtitle in it"),
+        ("garbage.vtt", bytes(range(256)) * 9, "no subtitle in it"),
+        ("latin.srt", SRT.replace("old", "\xe9t\xe9").encode("latin-1"), "UTF-8"),
+    ):
+        path = tmp_path / name
+        if data is not None:
+            path.write_bytes(data)
+        with pytest.raises(MediaError, match=f"{name}.*{match}|{match}.*{name}"):
+            nanoemox.read_clip(SAMPLE, subtitle=path)
+
+
+def test_bad_files(tmp_path):
+    video = write_video(tmp_path / "ok.mp4", 40, sound=(16000, "mono", 4)).read_bytes()
+    mkv = write_video(tmp_path / "ok.mkv", 40, sound=(16000, "mono", 4)).read_bytes()
+    cases = {
+        "empty.mp4": (b"", "empty"),
+        "text.mp4": (b"just some text\n" * 50, "not a media file"),
+        "noise.mp4": (np.random.default_rng(0).bytes(5000), "noise.mp4"),
+        "cut.mp4": (video[: len(video) // 2], "cut.mp4"),
+        "cut.mkv": (mkv[: len(mkv) // 2], "truncated"),
+        "words.srt": (SRT.encode(), "no video and no audio"),
+    }
+    for name, (data, match) in cases.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(MediaError, match=match) as caught:
+            nanoemox.read_clip(tmp_path / name)
+        assert name in str(caught.value) and "\n" not in str(caught.value)
+    for path, match in ((tmp_path, "not a file"), (tmp_path / "nothing.mp4", "no such file")):
+        with pytest.raises(MediaError, match=match):
+            nanoemox.read_clip(path)
+
+
+def test_names_mean_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("frame%03d.mp4", "a b'\"\n.mp4", "-x.mp4", "http:", "x.m3u8", "x"):
+        shutil.copy(SAMPLE, name)
+        assert nanoemox.read_clip(name).frames is not None, name
+
+
+def test_limits(tmp_path):
+    for limits, match in (
+        (Limits(pixels=1000), "1000 pixels are allowed"),
+        (Limits(duration=1.0), "longer than the allowed 1 s"),
+        (Limits(streams=1), "streams"),
+        (Limits(memory=80 << 20), "memory"),
+        (Limits(seconds=0.01), "not read within 0.01 s"),
+    ):
+        with pytest.raises(MediaError, match=match):
+            nanoemox.read_clip(SAMPLE, limits=limits)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{url}\n#EXT-X-ENDLIST\n",
+        "ffconcat version 1.0\nfile {url}\n",
+        '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"><Period><AdaptationSet mimeType="video/mp4">'
+        "<Representation><BaseURL>{url}</BaseURL></Representation></AdaptationSet></Period></MPD>",
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nm=video {port} RTP/AVP 96\n",
+    ],
+)
+def test_playlists_are_refused_without_a_connection(text, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.3)
+        port = server.getsockname()[1]
+        for name in ("x.m3u8", "x.mp4"):
+            (tmp_path / name).write_text(text.format(url=f"http://127.0.0.1:{port}/x.ts", port=port))
+            with pytest.raises(MediaError, match="playlist"):
+                nanoemox.read_clip(tmp_path / name)
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+def workers() -> set[int]:
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"nanoemox.decoder" in (folder / "cmdline").read_bytes():
+                found.add(int(folder.name))
+        except OSError:
+            pass
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+def test_the_decoder_dies_with_its_parent(tmp_path):
+    pipe = tmp_path / "hangs.mp4"
+    os.mkfifo(pipe)
+    before = workers()
+    code = "import nanoemox.media as m, sys; m._check_file = lambda f: None; m.read_clip(sys.argv[1])"
+    parent = subprocess.Popen([sys.executable, "-c", code, str(pipe)], cwd=ROOT)
+
+    def wait(alive: bool) -> bool:
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
+            if bool(workers() - before) == alive:
+                return True
+            time.sleep(0.05)
+        return False
+
+    assert wait(alive=True)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    assert wait(alive=False)
+
+
+def test_reading_works_in_threads():
+    clips = []
+    threads = [threading.Thread(target=lambda: clips.append(nanoemox.read_clip(SAMPLE))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(clips) == 4 and all((clip.frames == clips[0].frames).all() for clip in clips)
+
+
+def namespaces() -> bool:
+    return (
+        bool(shutil.which("unshare")) and not subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode
+    )
+
+
+@pytest.mark.skipif(not namespaces(), reason="network namespaces are not allowed here")
+def test_reading_and_answering_need_no_network():
+    code = (
+        "import nanoemox; c = nanoemox.read_clip(nanoemox.loading.DEMO / 'sample.mp4')\n"
+        "print(nanoemox.load().answer(c, max_new_tokens=3).tokens)"
+    )
+    code = code.replace("import nanoemox;", "import nanoemox, nanoemox.loading;")
+    run = ["unshare", "-rn", sys.executable, "-c", code]
+    out = subprocess.run(run, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert int(out.stdout) in (1, 2, 3)
+
+
+@pytest.mark.skipif(not (SHARED / "media").is_dir(), reason="the sample media are not here")
+def test_real_clips():
+    for name, frames in (("talking_face.mp4", 120), ("cartoon.mp4", 132)):
+        path = SHARED / "media" / name
+        clip = nanoemox.read_clip(path, subtitle=SHARED / "media" / "talking_face.srt")
+        check_frames(path, clip)
+        assert len(sequential(path)) == frames
+        assert re.match(r"\w+", clip.subtitle) and clip.notes == []
