@@ -1,4 +1,4 @@
-"""A bundle: config.json, *.safetensors under the official names, tokenizer files, model card, perhaps templates.json."""
+"""A bundle: config.json, *.safetensors under the official names, tokenizer files, model card, maybe templates.json."""
 
 import hashlib
 import json

@@ -1,6 +1,6 @@
 """Voice and picture joined: three gated experts over encoder taps (architecture section 7), and variants (section 18).
 
-Every fusion takes audio features, audio taps, visual features, visual taps and returns tokens [B,n,width], gates | None.
+Every fusion takes audio features, audio taps, visual features, visual taps; returns tokens [B,n,width], gates | None.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Shared pieces. Nothing here needs a network, and nothing needs the folder of full fixtures, though it is used if there."""
+"""Shared pieces. Nothing here needs a network; the folder of full fixtures is used if it is there."""
 
 import json
 import os

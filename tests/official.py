@@ -1,4 +1,4 @@
-"""Official-format files at any size: phase checkpoints, and the base models as they are published. Values from recipe.fill."""
+"""Official-format files at any size: phase checkpoints, base models as they are published. Values from recipe.fill."""
 
 import json
 from dataclasses import replace
@@ -63,7 +63,7 @@ def is_trained(name: str) -> bool:
 
 
 def checkpoint(config: NanoEmoXConfig, path: Path, **changes) -> Path:
-    """A phase-3 file. `changes` maps a trained name to another tensor, or to None to leave it out; new names are added."""
+    """A phase-3 file. `changes` maps a trained name to another tensor, or to None to leave it out; new names join."""
     wanted = tensors(config)
     model = {name: value(name, shape) for name, shape in wanted.items() if is_trained(name)}
     language, width = config.language, config.language.hidden_size
