@@ -1,10 +1,13 @@
-"""Sizes that the shapes of official tensors tell by themselves."""
+"""Sizes that official files tell by themselves: their config.json and the shapes of their tensors."""
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from .config import NanoEmoXConfig
+from .config import AudioConfig, LanguageConfig, NanoEmoXConfig, VisionConfig
+from .errors import CheckpointError
+from .sources import read_json
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -93,3 +96,63 @@ def infer_config(config: NanoEmoXConfig, shapes: Shapes) -> NanoEmoXConfig:
         video_branch=branch(config.video_branch, "video", "video_frame_position_embedding.weight"),
         audio_branch=branch(config.audio_branch, "audio", "audio_position_embedding.weight"),
     )
+
+
+def component_sizes(config: NanoEmoXConfig, paths: dict[str, Path]) -> NanoEmoXConfig:
+    """The encoders and the language model as their own config.json describes them."""
+    clip = read_json(paths["clip"] / "config.json")
+    clip = {**clip, **clip.get("vision_config", {})}
+    hubert = read_json(paths["hubert"] / "config.json")
+    processor = paths["hubert"] / "preprocessor_config.json"
+    qwen = read_json(paths["qwen"] / "config.json")
+    rope = qwen.get("rope_parameters") or qwen.get("rope_scaling") or {}
+    if (rope.get("rope_type") or rope.get("type") or "default") != "default" or qwen.get("use_sliding_window"):
+        raise CheckpointError(
+            f"{paths['qwen']}/config.json: scaled rotary positions and sliding windows are not supported"
+        )
+
+    def pick(known: Any, values: dict[str, Any], **names: str) -> dict[str, Any]:
+        return {ours: values.get(theirs, getattr(known, ours)) for ours, theirs in names.items()}
+
+    def lists(values: dict[str, Any]) -> dict[str, Any]:
+        return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+    vision: VisionConfig = replace(
+        config.vision,
+        **pick(
+            config.vision, clip, hidden_size="hidden_size", layers="num_hidden_layers", heads="num_attention_heads",
+            mlp_size="intermediate_size", patch_size="patch_size", image_size="image_size", activation="hidden_act",
+            layer_norm_eps="layer_norm_eps",
+        ),
+    )  # fmt: skip
+    audio: AudioConfig = replace(
+        config.audio,
+        **lists(
+            pick(
+                config.audio, hubert, hidden_size="hidden_size", layers="num_hidden_layers",
+                heads="num_attention_heads",
+                mlp_size="intermediate_size", activation="hidden_act", layer_norm_eps="layer_norm_eps",
+                conv_dim="conv_dim",
+                conv_kernel="conv_kernel", conv_stride="conv_stride", conv_bias="conv_bias",
+                conv_norm="feat_extract_norm",
+                conv_activation="feat_extract_activation", projection_layer_norm="feat_proj_layer_norm",
+                stable_layer_norm="do_stable_layer_norm", position_kernel="num_conv_pos_embeddings",
+                position_groups="num_conv_pos_embedding_groups", position_batch_norm="conv_pos_batch_norm",
+            )
+        ),
+        normalize=read_json(processor).get("do_normalize", True) if processor.is_file() else config.audio.normalize,
+    )  # fmt: skip
+    heads = qwen.get("num_attention_heads", config.language.heads)
+    width = qwen.get("hidden_size", config.language.hidden_size)
+    language: LanguageConfig = replace(
+        config.language,
+        **pick(
+            config.language, qwen, model_type="model_type", vocab_size="vocab_size", hidden_size="hidden_size",
+            layers="num_hidden_layers", heads="num_attention_heads", kv_heads="num_key_value_heads",
+            mlp_size="intermediate_size", rms_norm_eps="rms_norm_eps", max_positions="max_position_embeddings",
+            tied_embeddings="tie_word_embeddings",
+        ),
+        head_dim=qwen.get("head_dim") or width // heads,
+        rope_theta=float(rope.get("rope_theta") or qwen.get("rope_theta", config.language.rope_theta)),
+    )  # fmt: skip
+    return replace(config, vision=vision, audio=audio, language=language)
