@@ -6,6 +6,7 @@ import os
 import shutil
 import struct
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,11 +18,13 @@ from torch import Tensor, nn
 
 from .config import NanoEmoXConfig
 from .errors import CheckpointError
+from .model import NanoEmoX
 from .names import targets
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 _DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _DTYPE_OF = {name: dtype for dtype, name in _DTYPES.items()}
+_BUILDING = threading.RLock()
 _BLOCK = 64 << 20  # bytes converted at a time
 _MAPPED = 256 << 20  # bytes read through one mapping before it is dropped
 
@@ -42,21 +45,33 @@ def listing(*names: str) -> str:
 
 
 @contextmanager
-def parameters_on_meta() -> Iterator[None]:
-    """Modules built inside hold no parameter memory; buffers are real, so that nothing has to rebuild them."""
-    register = nn.Module.register_parameter
+def _parameters_on_meta() -> Iterator[None]:
+    """What this thread builds inside holds no parameter memory; buffers are real, so that nothing rebuilds them."""
+    owner = threading.get_ident()
+    with _BUILDING:
+        register = nn.Module.register_parameter
 
-    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        register(module, name, parameter)
-        held = module._parameters[name]
-        if held is not None and not held.is_meta:
-            module._parameters[name] = nn.Parameter(held.to("meta"), requires_grad=held.requires_grad)
+        def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+            register(module, name, parameter)
+            held = module._parameters[name]
+            if held is not None and not held.is_meta and threading.get_ident() == owner:
+                module._parameters[name] = nn.Parameter(held.to("meta"), requires_grad=held.requires_grad)
 
-    nn.Module.register_parameter = on_meta  # type: ignore[method-assign,assignment]
+        nn.Module.register_parameter = on_meta  # type: ignore[method-assign,assignment]
+        try:
+            yield
+        finally:
+            nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def build_empty(config: NanoEmoXConfig, where: object) -> NanoEmoX:
+    """The reference without parameter values. Raises CheckpointError naming `where` if the sizes make no model."""
     try:
-        yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+        with _parameters_on_meta():
+            return NanoEmoX(config)
+    except (ValueError, TypeError, KeyError, ArithmeticError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{where}: these sizes make no model ({type(error).__name__}: {reason})") from error
 
 
 def index(files: list[Path]) -> dict[str, Entry]:
@@ -150,17 +165,20 @@ def _copy(reader: safe_open, name: str, value: Tensor) -> int:
 
 
 def write_safetensors(
-    path: Path, wanted: dict[str, tuple[int, ...]], dtype: torch.dtype, produce: Callable[[str], Tensor]
+    path: Path,
+    wanted: dict[str, tuple[int, ...]],
+    dtype: torch.dtype | dict[str, torch.dtype],
+    produce: Callable[[str], Tensor],
 ) -> None:
     """Stream tensors to a file; one is in memory at a time. Names whose size is no multiple of 64 bytes come last."""
-    width = torch.empty((), dtype=dtype).element_size()
-    size = {name: width * torch.Size(shape).numel() for name, shape in wanted.items()}
+    kinds = dtype if isinstance(dtype, dict) else dict.fromkeys(wanted, dtype)
+    size = {name: kinds[name].itemsize * torch.Size(shape).numel() for name, shape in wanted.items()}
     order = sorted(wanted, key=lambda name: size[name] % 64 != 0)
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name in order:
         header[name] = {
-            "dtype": _DTYPES[dtype], "shape": list(wanted[name]), "data_offsets": [offset, offset + size[name]],
+            "dtype": _DTYPES[kinds[name]], "shape": list(wanted[name]), "data_offsets": [offset, offset + size[name]],
         }  # fmt: skip
         offset += size[name]
     text = json.dumps(header).encode()
@@ -168,7 +186,7 @@ def write_safetensors(
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in order:
-            value = produce(name).detach().to("cpu", dtype).contiguous()
+            value = produce(name).detach().to("cpu", kinds[name]).contiguous()
             assert tuple(value.shape) == tuple(wanted[name]), name
             file.write(value.reshape(-1).view(torch.uint8).numpy().data)
         file.flush()
@@ -181,8 +199,8 @@ def new_folder(out: str | os.PathLike) -> Iterator[Path]:
 
     `out` may be absent, empty, or an older bundle, which is then replaced; anything else is refused.
     """
-    final = Path(out)
-    if final.exists() and not (final.is_dir() and (not any(final.iterdir()) or (final / CONFIG).is_file())):
+    final = Path(os.path.abspath(out))
+    if final.exists() and not _replaceable(final):
         raise CheckpointError(f"{final}: exists and is not a bundle; choose another name")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -199,15 +217,34 @@ def new_folder(out: str | os.PathLike) -> Iterator[Path]:
         final.rename(old / "old")
         try:
             temporary.rename(final)
-        except OSError:
-            (old / "old").rename(final)
+        except BaseException:
+            if not final.exists():
+                (old / "old").rename(final)
             raise
         finally:
-            shutil.rmtree(old)
+            if final.exists():
+                shutil.rmtree(old)
     except OSError as error:
         raise CheckpointError(f"{final}: cannot be written ({error.strerror})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replaceable(folder: Path) -> bool:
+    """An empty folder, or a bundle with nothing of anyone else's in it."""
+    if not folder.is_dir():
+        return False
+    names = [path.name for path in folder.iterdir()]
+    if not names:
+        return True
+    ours = {CONFIG, CARD, "tokenizer.json", "tokenizer_config.json", "templates.json"}
+    if not all(name in ours or name.endswith(".safetensors") for name in names) or not {CONFIG, WEIGHTS} <= set(names):
+        return False
+    try:
+        NanoEmoXConfig.from_json(folder / CONFIG)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _umask() -> int:

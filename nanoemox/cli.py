@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--seed", type=int, help="of sampling")
     run.add_argument("--json", action="store_true", help="one JSON object (an array for --task all)")
     _add_model_options(run)
+    run.add_argument("--quantize", metavar="Q", help="int8 or int4, where the decode engine is there")
 
     info = commands.add_parser("info", help="versions, devices, and what a model is", epilog=_EPILOG)
     info.set_defaults(run=_info)
@@ -74,7 +75,6 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-fast", action="store_true", help="the plain PyTorch reference")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, ...")
     parser.add_argument("--dtype", default="auto", help="auto (default), bfloat16 or float32")
-    parser.add_argument("--quantize", metavar="Q", help="int8 or int4, where the decode engine is there")
 
 
 @contextmanager
@@ -102,27 +102,24 @@ def _load(args: argparse.Namespace) -> Any:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from .tasks import TASKS, get_task
+    from .tasks import TASKS, check_labels, get_task
 
     tasks = list(TASKS) if args.task == "all" else [get_task(args.task).name]
-    labels = None if args.labels is None else [label.strip() for label in args.labels.split(",") if label.strip()]
-    if labels == []:
-        raise UsageError("--labels holds no label: give them separated by commas")
+    labels = None if args.labels is None else check_labels(args.labels.split(","))
     if labels is not None and not any(TASKS[task].labels for task in tasks):
         raise UsageError(f"--labels means nothing for {args.task}: it is for mer, msa and mir")
     if args.task == "all" and (labels or args.question or args.temperature):
         raise UsageError(
             "--task all asks every task its own question, greedily: leave out --labels, --question, --temperature"
         )
-    if args.clip is None:
-        _say(f"no clip named, so the sample clip is used: {_SAMPLE.name}")
-
     from .generate import Sampler
     from .media import read_clip
 
     Sampler(args.temperature, args.top_p, args.seed)  # a wrong option is told before anything is read
     if args.max_new_tokens is not None and args.max_new_tokens < 1:
         raise UsageError(f"--max-new-tokens must be at least 1, got {args.max_new_tokens}")
+    if args.clip is None:
+        _say(f"no clip named, so the sample clip is used: {_SAMPLE.name}")
     with _progress("reading the clip"):
         clip = read_clip(args.clip or _SAMPLE, subtitle=args.subtitle, start=args.start, end=args.end)
     for note in clip.notes:
@@ -251,9 +248,11 @@ def _quiet() -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code. A user's mistake is one line on stderr."""
+    _open_streams()
     args = _parser().parse_args(argv)
     _quiet()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that clean-up runs
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda received, _: sys.exit(128 + received))  # so that clean-up runs
     try:
         code = args.run(args)
         sys.stdout.flush()
@@ -273,6 +272,15 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "), FAILURE)
     except KeyboardInterrupt:
         return _fail("interrupted", 128 + signal.SIGINT)
+
+
+def _open_streams() -> None:
+    """A closed stream swallows what is written to it; a character that the terminal has not is spelled out."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif hasattr(stream := getattr(sys, name), "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _fail(error: object, code: int) -> int:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -21,8 +22,30 @@ def _check(condition: bool, message: str) -> None:
         raise UsageError(message)
 
 
+class _Sizes:
+    """Every number of a configuration within its range, whatever file it came from. Raises UsageError."""
+
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, item.name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            _check(len(numbers) > 0, f"{item.name} is empty")
+            for number in numbers:
+                if item.name == "dropout":
+                    _check(0 <= number < 1, f"dropout {value} is out of range")
+                elif isinstance(number, int) and not isinstance(number, bool):
+                    least = 0 if "taps" in item.name or "feature_layer" in item.name else 1
+                    _check(number >= least, f"{item.name} {value} must be at least {least}")
+                elif isinstance(number, float):
+                    _check(0 < number < math.inf, f"{item.name} {value} is out of range")
+
+
+def _divides(heads: int, width: int, where: str) -> None:
+    _check(width % heads == 0, f"{where}: a width of {width} cannot be shared by {heads} heads")
+
+
 @dataclass(frozen=True, kw_only=True)
-class VisionConfig:
+class VisionConfig(_Sizes):
     """CLIP vision tower (architecture section 2). Entry 0 of the hidden states is the embedding output."""
 
     hidden_size: int = 1024
@@ -39,6 +62,9 @@ class VisionConfig:
     std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        _divides(self.heads, self.hidden_size, "vision")
+        _check(len(self.mean) == len(self.std) == 3, "vision: mean and std have one number a colour")
         _check(
             max(*self.taps, self.feature_layer) <= self.layers,
             f"vision: taps {self.taps} and feature layer {self.feature_layer} reach past the {self.layers} layers",
@@ -46,7 +72,7 @@ class VisionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AudioConfig:
+class AudioConfig(_Sizes):
     """HuBERT (architecture section 3)."""
 
     hidden_size: int = 1024
@@ -73,6 +99,9 @@ class AudioConfig:
     statistics: str = "sample"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        _divides(self.heads, self.hidden_size, "audio")
+        _divides(self.position_groups, self.hidden_size, "audio: position_groups")
         _check(
             max(*self.taps, *self.feature_layers) <= self.layers,
             f"audio: taps {self.taps} and feature layers {self.feature_layers} reach past the {self.layers} layers",
@@ -81,7 +110,7 @@ class AudioConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FaceConfig:
+class FaceConfig(_Sizes):
     """FaceXFormer's Swin backbone, pyramid head and the temporal query attention (architecture section 8)."""
 
     embed_dim: int = 128
@@ -98,9 +127,18 @@ class FaceConfig:
     # Officially raw 0-255 values; FaceXFormer itself was trained on ImageNet-normalised crops (section 19, A4).
     imagenet_normalize: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _divides(self.query_heads, self.feature_size, "face")
+        _check(
+            len(self.depths) == len(self.heads) == 4, "face: depths and heads have one number for each of four stages"
+        )
+        for stage, heads in enumerate(self.heads):
+            _divides(heads, self.embed_dim * 2**stage, f"face: stage {stage}")
+
 
 @dataclass(frozen=True, kw_only=True)
-class QFormerConfig:
+class QFormerConfig(_Sizes):
     """BERT-base sized query transformer (architecture section 6)."""
 
     hidden_size: int = 768
@@ -110,13 +148,17 @@ class QFormerConfig:
     layer_norm_eps: float = 1e-12
     dropout: float = 0.1
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _divides(self.heads, self.hidden_size, "qformer")
+
 
 BRANCH_TYPES = ("qformer", "mean", "attention")
 FUSION_TYPES = ("multiscale", "attention", "qformer", "densemoe")
 
 
 @dataclass(frozen=True, kw_only=True)
-class BranchConfig:
+class BranchConfig(_Sizes):
     """From encoder features to language-model tokens (architecture sections 4, 5, 18)."""
 
     type: str = "qformer"
@@ -124,11 +166,12 @@ class BranchConfig:
     positions: int = 32
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check(self.type in BRANCH_TYPES, f"branch type {self.type!r} is not one of {', '.join(BRANCH_TYPES)}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FusionConfig:
+class FusionConfig(_Sizes):
     """Multi-scale cross-modal fusion (architecture section 7) or one of its variants (section 18)."""
 
     type: str = "multiscale"
@@ -141,11 +184,13 @@ class FusionConfig:
     experts: int = 3  # variant densemoe; multiscale has one expert a tap
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        _divides(self.heads, self.hidden_size, "fusion")
         _check(self.type in FUSION_TYPES, f"fusion type {self.type!r} is not one of {', '.join(FUSION_TYPES)}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LanguageConfig:
+class LanguageConfig(_Sizes):
     """Qwen2.5-1.5B, or any qwen2 / llama configuration (architecture section 9)."""
 
     model_type: str = "qwen2"
@@ -162,6 +207,9 @@ class LanguageConfig:
     tied_embeddings: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        _divides(self.kv_heads, self.heads, "language")
+        _check(self.head_dim % 2 == 0, f"language: head_dim {self.head_dim} must be even for rotary positions")
         _check(
             self.model_type in ("qwen2", "llama"),
             f"language: model_type {self.model_type!r} is neither qwen2 nor llama",
@@ -169,7 +217,7 @@ class LanguageConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoRAConfig:
+class LoRAConfig(_Sizes):
     """Low-rank adapters on every linear of the language model (architecture section 9)."""
 
     rank: int = 16
@@ -231,7 +279,7 @@ class NanoEmoXConfig:
             if not isinstance(values, dict):
                 raise UsageError("not a JSON object")
             return NanoEmoXConfig.from_dict(values)
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise CheckpointError(
                 f"{path}: not a nanoemox configuration ({error}); `nanoemox convert` writes one"
             ) from error

@@ -11,18 +11,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .bundle import CARD, CONFIG, WEIGHTS, audit, new_folder, parameters_on_meta, shapes, write_safetensors
+from .bundle import CARD, CONFIG, WEIGHTS, audit, build_empty, new_folder, shapes, write_safetensors
 from .config import NanoEmoXConfig
 from .errors import CheckpointError, UsageError
 from .infer import component_sizes, infer_config
 from .language import merge_lora
-from .model import NanoEmoX
+from .loading import check_vocabulary, resolve
 from .sources import Loader, Tensors, find_components, read_checkpoint, read_components
 from .tokenizer import PLACEHOLDERS, Tokenizer
 
-_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 _UNUSED = re.compile(r"multi_(?:audio|video)_embs\..*")  # used by some fusion variants only
-_LORA = re.compile(r"(llama_model\.)base_model\.model\.(.*)\.lora_([AB])\.default\.weight")
+_LORA = re.compile(r"llama_model\.base_model\.model\..*\.lora_[AB]\.default\.weight")
 
 
 def convert(
@@ -49,37 +48,35 @@ def convert(
         CheckpointError: a file that cannot be read safely; a name that is unknown, missing or misshapen.
         UsageError: an option that does not exist.
     """
-    stored = dtype if isinstance(dtype, torch.dtype) else _DTYPES.get(dtype)
-    if stored is None or stored not in _DTYPES.values():
-        raise UsageError(f"dtype {str(dtype)!r} does not exist here: use bfloat16 or float32")
+    stored = resolve("cpu", dtype)[1]
     if lora not in ("keep", "merge"):
         raise UsageError(f"lora {lora!r} does not exist: use keep or merge")
-    paths = find_components(components)
-    files = [checkpoint] if isinstance(checkpoint, str | os.PathLike) else list(checkpoint)
+    files = [Path(checkpoint)] if isinstance(checkpoint, str | os.PathLike) else [Path(file) for file in checkpoint]
+    paths = find_components(components, files)
+    _refuse_sources(Path(out), [*files, *paths.values()])
     found = read_components(paths)
     trained: Tensors = {}
     for file in files:
-        trained |= read_checkpoint(Path(file))
+        trained |= read_checkpoint(file)
     config = component_sizes(config or NanoEmoXConfig(), paths)
     config = infer_config(config, {name: shape for name, (shape, _) in (found | trained).items()})
     if config.fusion.type not in ("attention", "qformer"):
         trained = {name: tensor for name, tensor in trained.items() if not _UNUSED.fullmatch(name)}
-    found = _language(found | trained, config, lora)
-    if lora == "merge":
-        config = replace(config, lora=None)
-    with parameters_on_meta():
-        wanted = shapes(NanoEmoX(config), config)
+    found = _kept(found | trained, config)
+    wanted = shapes(build_empty(config, "the files' sizes"), config)
     _complete(found, wanted)
-    audit(
-        {name: shape for name, (shape, _) in found.items()}, wanted, " + ".join(map(str, files)),
-        "official names; each must come from the checkpoint or its base model",
-    )  # fmt: skip
+    where = " + ".join([*map(str, files), "base models"])
+    audit({name: shape for name, (shape, _) in found.items()}, wanted, where, "named as in the official model")
+    if lora == "merge":
+        found = _merge(found, config)
+        config = replace(config, lora=None)
+        wanted = shapes(build_empty(config, "the files' sizes"), config)
     with new_folder(out) as folder:
         _write_tokenizer(paths["qwen"], folder)
-        Tokenizer(folder)
+        check_vocabulary(Tokenizer(folder), config, paths["qwen"])
         write_safetensors(folder / WEIGHTS, wanted, stored, lambda name: found[name][1]())
         config.to_json(folder / CONFIG)
-        names = ", ".join(Path(file).name for file in files)
+        names = ", ".join(file.name for file in files)
         (folder / CARD).write_text(f"# {config.name}\n\nConverted by nanoemox from {names}; adapters: {lora}.\n")
     return Path(out)
 
@@ -88,41 +85,47 @@ def _merged(base: Loader, a: Loader, b: Loader, scale: float) -> Tensor:
     return merge_lora(base().float(), a(), b(), scale)
 
 
-def _language(found: Tensors, config: NanoEmoXConfig, lora: str) -> Tensors:
-    """The language model under the names of its final form: adapters beside the base layers, or merged into them."""
-    adapters: dict[str, dict[str, tuple[tuple[int, ...], Loader]]] = {}
-    out: Tensors = {}
-    for name, tensor in found.items():
-        if match := _LORA.fullmatch(name):
-            adapters.setdefault(match[1] + match[2], {})[match[3]] = tensor
-        elif not (name == "llama_model.lm_head.weight" and config.language.tied_embeddings):
-            out[name] = tensor
+_ADAPTED = "llama_model.base_model.model."
+
+
+def _kept(found: Tensors, config: NanoEmoXConfig) -> Tensors:
+    """The language model under the names that it has beside its adapters."""
     if config.lora is None:
         raise CheckpointError(
             "the checkpoint holds no LoRA adapters; give the one of phase 3, or an earlier one beside it"
         )
-    scale = config.lora.alpha / config.lora.rank
-    if lora == "merge":
-        for module, pair in adapters.items():
-            name = f"{module}.weight"
-            if name not in out or set(pair) != {"A", "B"}:
-                raise CheckpointError(f"{module}: adapter without its other half or its base weight")
-            shape, base = out[name]
-            a, b = pair["A"][1], pair["B"][1]
-            out[name] = shape, partial(_merged, base, a, b, scale)
-        return out
-    kept: Tensors = {}
-    for name, tensor in out.items():
-        module, _, leaf = name.rpartition(".")
-        if name.startswith("llama_model."):
+    out: Tensors = {}
+    for name, tensor in found.items():
+        if name == "llama_model.lm_head.weight" and config.language.tied_embeddings:
+            continue
+        if name.startswith("llama_model.") and not _LORA.fullmatch(name):
+            module, _, leaf = name.removeprefix("llama_model.").rpartition(".")
             adapted = module.rpartition(".")[2] in config.lora.targets
-            stem = "llama_model.base_model.model." + module.removeprefix("llama_model.")
-            name = f"{stem}.base_layer.{leaf}" if adapted else f"{stem}.{leaf}"
-        kept[name] = tensor
-    for module, pair in adapters.items():
-        stem = "llama_model.base_model.model." + module.removeprefix("llama_model.")
-        kept |= {f"{stem}.lora_{half}.default.weight": tensor for half, tensor in pair.items()}
-    return kept
+            name = f"{_ADAPTED}{module}.{'base_layer.' if adapted else ''}{leaf}"
+        out[name] = tensor
+    return out
+
+
+def _merge(found: Tensors, config: NanoEmoXConfig) -> Tensors:
+    """The language model with its adapters merged in, under its plain names. `found` has passed the audit."""
+    assert config.lora is not None
+    out: Tensors = {}
+    for name, (shape, read) in found.items():
+        if _LORA.fullmatch(name):
+            continue
+        if name.endswith(".base_layer.weight"):
+            a, b = (found[name.replace("base_layer", f"lora_{half}.default")][1] for half in "AB")
+            read = partial(_merged, read, a, b, config.lora.alpha / config.lora.rank)
+        plain = name.replace(_ADAPTED, "llama_model.").replace(".base_layer.", ".")
+        out[plain] = shape, read
+    return out
+
+
+def _refuse_sources(out: Path, sources: list[Path]) -> None:
+    final = out.resolve()
+    for source in (path.resolve() for path in sources):
+        if final == source or final in source.parents:
+            raise CheckpointError(f"{out}: is or holds {source.name}, which is to be read; choose another name")
 
 
 def _complete(found: Tensors, wanted: dict[str, tuple[int, ...]]) -> None:

@@ -63,6 +63,8 @@ class Sampler:
             raise UsageError(f"temperature must be 0 or more, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise UsageError(f"top_p must lie in (0, 1], got {self.top_p}")
+        if self.seed is not None and not -(2**63) <= self.seed < 2**63:
+            raise UsageError(f"seed must be a 64-bit integer, got {self.seed}")
         self._random = torch.Generator()
         if self.seed is None:
             self._random.seed()
@@ -73,7 +75,8 @@ class Sampler:
         """logits [B,V] -> ids [B]."""
         if self.temperature == 0:
             return logits.argmax(-1)
-        chances = (logits.float().cpu() / self.temperature).softmax(-1)
+        logits = logits.float()
+        chances = ((logits - logits.amax(-1, keepdim=True)).cpu() / self.temperature).softmax(-1)
         ranked, order = chances.sort(-1, descending=True)
         ranked[ranked.cumsum(-1) - ranked >= self.top_p] = 0  # the first token is always kept
         drawn = torch.multinomial(ranked, 1, generator=self._random)
@@ -87,8 +90,9 @@ class TextStream:
         self.tokenizer, self.callback, self.sent = tokenizer, callback, ""
 
     def push(self, ids: Sequence[int], done: bool) -> None:
-        text = self.tokenizer.decode(ids).split(self.tokenizer.eos)[0].split(STOP)[0].lstrip()
-        text = text.rstrip() if done else text.rstrip("#\ufffd")
+        text = postprocess(self.tokenizer.decode(ids), self.tokenizer.bos, self.tokenizer.eos)
+        if not done:  # an unfinished character or stop mark, and blanks that may turn out to end the answer
+            text = text.rstrip("#\ufffd").rstrip()
         if len(text) > len(self.sent) and text.startswith(self.sent):
             self.callback(text[len(self.sent) :])
             self.sent = text
@@ -117,6 +121,10 @@ def generate(
     feed = TextStream(tokenizer, stream) if stream else None
     started = time.perf_counter()
     logits, state = language.start(embeds)
+    if not logits.isfinite().all():
+        raise ValueError(
+            "the model's outputs are not finite numbers: its weights are damaged or overflow in this dtype"
+        )
     token = sampler(logits)
     ids = [int(token)]
     prefilled = time.perf_counter()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import AudioConfig, LanguageConfig, NanoEmoXConfig, VisionConfig
-from .errors import CheckpointError
+from .errors import CheckpointError, UsageError
 from .sources import read_json
 
 Shapes = dict[str, tuple[int, ...]]
@@ -100,6 +100,18 @@ def infer_config(config: NanoEmoXConfig, shapes: Shapes) -> NanoEmoXConfig:
 
 def component_sizes(config: NanoEmoXConfig, paths: dict[str, Path]) -> NanoEmoXConfig:
     """The encoders and the language model as their own config.json describes them."""
+    try:
+        sized = _component_sizes(config, paths)
+        return NanoEmoXConfig.from_dict(sized.to_dict())  # checks kinds too
+    except (UsageError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        where = ", ".join(f"{paths[name]}/config.json" for name in ("clip", "hubert", "qwen"))
+        raise CheckpointError(f"{where}: sizes that make no model ({error})") from error
+
+
+def _component_sizes(config: NanoEmoXConfig, paths: dict[str, Path]) -> NanoEmoXConfig:
+    """The encoders and the language model as their own config.json describes them."""
     clip = read_json(paths["clip"] / "config.json")
     clip = {**clip, **clip.get("vision_config", {})}
     hubert = read_json(paths["hubert"] / "config.json")
@@ -109,6 +121,11 @@ def component_sizes(config: NanoEmoXConfig, paths: dict[str, Path]) -> NanoEmoXC
     if (rope.get("rope_type") or rope.get("type") or "default") != "default" or qwen.get("use_sliding_window"):
         raise CheckpointError(
             f"{paths['qwen']}/config.json: scaled rotary positions and sliding windows are not supported"
+        )
+
+    if qwen.get("hidden_act", "silu") != "silu":
+        raise CheckpointError(
+            f"{paths['qwen']}/config.json: hidden_act {qwen['hidden_act']!r} is not supported, silu is"
         )
 
     def pick(known: Any, values: dict[str, Any], **names: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from .bundle import CONFIG, fill, parameters_on_meta
+from .bundle import CONFIG, build_empty, fill
 from .config import NanoEmoXConfig
 from .errors import CheckpointError, UsageError
 from .model import NanoEmoX
@@ -48,9 +48,8 @@ def load(
     folder = find(source)
     config = NanoEmoXConfig.from_json(folder / CONFIG)
     tokenizer = Tokenizer(folder)
-    _check_vocabulary(tokenizer, config, folder)
-    with parameters_on_meta():
-        model = NanoEmoX(config)
+    check_vocabulary(tokenizer, config, folder)
+    model = build_empty(config, folder / CONFIG)
     fill(model, config, folder, device, dtype)
     model.language.tie()
     model.to(device)  # the buffers
@@ -65,9 +64,8 @@ def resolve(device: str | torch.device, dtype: str | torch.dtype) -> tuple[torch
     """Names -> device and dtype, "auto" decided. Raises UsageError."""
     try:
         chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        if chosen.type not in ("cpu", "meta"):
-            torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.zeros(1, device=chosen).item()
+    except Exception as error:  # every backend raises its own kind
         raise UsageError(f"device {str(device)!r} is not available here: use auto, cpu or cuda") from error
     if dtype == "auto":
         return chosen, torch.bfloat16 if _multiplies_bfloat16(chosen) else torch.float32
@@ -114,11 +112,12 @@ def find(source: str | os.PathLike) -> Path:
     return folder
 
 
-def _check_vocabulary(tokenizer: Tokenizer, config: NanoEmoXConfig, folder: Path) -> None:
+def check_vocabulary(tokenizer: Tokenizer, config: NanoEmoXConfig, where: object) -> None:
+    """Raises CheckpointError where the tokenizer has ids that the language model cannot look up."""
     # Placeholders are never looked up in the embedding, so their ids may lie past its end (architecture section 9).
     looked_up = set(tokenizer.backend.get_vocab().values()) - set(tokenizer.placeholder_ids.values())
     if max(looked_up) >= config.language.vocab_size:
         raise CheckpointError(
-            f"{folder}: the tokenizer knows {max(looked_up) + 1} ids, the language model {config.language.vocab_size}; "
+            f"{where}: the tokenizer knows {max(looked_up) + 1} ids, the language model {config.language.vocab_size}; "
             "they do not belong together"
         )

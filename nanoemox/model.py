@@ -20,7 +20,7 @@ from .generate import Sampler, generate
 from .language import LanguageModel
 from .media import Clip
 from .qformer import build_branch
-from .tasks import TASKS, Reply, Task, get_task
+from .tasks import TASKS, Reply, Task, check_labels, get_task
 from .tokenizer import Tokenizer
 
 _ENCODERS = ("vision", "audio", "face")
@@ -213,6 +213,7 @@ class NanoEmoX(nn.Module):
             labels: replaces the candidates of a task that has them.
         """
         chosen = get_task(task)
+        labels = check_labels(labels)
         sampler = Sampler(temperature, top_p, seed)
         started = time.perf_counter()
         encoded = self.encode(clip)
@@ -224,13 +225,14 @@ class NanoEmoX(nn.Module):
         self, clip: Clip, *, max_new_tokens: int | None = None, labels: dict[str, Sequence[str]] | None = None
     ) -> dict[str, Reply]:
         """All six tasks, greedy; the encoders run once. `labels` replaces candidates by task."""
+        candidates = {get_task(name).name: check_labels(given) for name, given in (labels or {}).items()}
         started = time.perf_counter()
         encoded = self.encode(clip)
         self._synchronize()
         seconds = time.perf_counter() - started
         return {
             task.name: self._answer(
-                clip, encoded, seconds, task, None, max_new_tokens, Sampler(), None, (labels or {}).get(task.name)
+                clip, encoded, seconds, task, None, max_new_tokens, Sampler(), None, candidates.get(task.name)
             )
             for task in TASKS.values()
         }

@@ -115,7 +115,7 @@ class Templates:
                     if name not in known[part]:
                         raise ValueError(f"unknown name {part}.{name}; known are {', '.join(sorted(known[part]))}")
                     _check_fields(f"{part}.{name}", text, part, name)
-        except (OSError, ValueError, AttributeError, TypeError) as error:
+        except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{path}: {error}") from error
         return Templates(
             {**_PIECES, **values.get("pieces", {})}, values.get("sets", {}), values.get("questions", {})
@@ -129,7 +129,8 @@ class Templates:
 
 
 def _fields(text: str) -> list[str]:
-    return [name for _, name, _, _ in Formatter().parse(text) if name is not None]
+    parsed = [(name, form, kind) for _, name, form, kind in Formatter().parse(text) if name is not None]
+    return [name + (f"!{kind}" if kind else "") + (f":{form}" if form else "") for name, form, kind in parsed]
 
 
 def _check_fields(where: str, text: str, part: str, name: str) -> None:

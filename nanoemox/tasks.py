@@ -51,12 +51,29 @@ class Reply:
         return dict(self.__dict__)
 
 
+def check_labels(labels: Sequence[str] | None) -> list[str] | None:
+    """Candidates of the caller's own, stripped. Raises UsageError for a bare string and for none at all."""
+    if labels is None:
+        return None
+    given = [] if isinstance(labels, str) else [label.strip() for label in labels if label.strip()]
+    if not given:
+        raise UsageError(f"labels must be a list of at least one word, got {labels!r}")
+    return given
+
+
+def _whole_word(label: str) -> str:
+    """Pattern of a label that is not part of a longer word; scripts without blanks have no word boundary to ask for."""
+    before = r"(?<![a-z0-9])" if re.match(r"[a-z0-9]", label) else ""
+    after = r"(?![a-z0-9])" if re.search(r"[a-z0-9]$", label) else ""
+    return before + re.escape(label) + after
+
+
 def pick_label(text: str, labels: Sequence[str]) -> list[str]:
     """The candidate that the text names last, whole words, any case; nothing if it names none."""
     forms = {label.lower(): label for label in labels}
     forms |= {form: forms[label] for form, label in _FORMS.items() if label in forms and form not in forms}
     longest_first = sorted(forms, key=len, reverse=True)
-    found = re.findall(r"\b(?:" + "|".join(map(re.escape, longest_first)) + r")\b", text.lower())
+    found = re.findall("|".join(map(_whole_word, longest_first)), text.lower()) if forms else []
     return [forms[found[-1]]] if found else []
 
 
@@ -72,13 +89,25 @@ def parse_label(text: str, labels: Sequence[str]) -> Parsed:
     return Parsed(labels=pick_label(text, labels))
 
 
+_SAYS = r"\b(?:is|are|feels?|feeling|seems|include|includes|shows?|express(?:es)?|appears)\b"
+
+
 def parse_open_labels(text: str, labels: Sequence[str]) -> Parsed:
-    """A bracketed list, or the list that ends the last sentence (`... : happy, calm and proud.`)."""
+    """A bracketed list, a list over lines, or the one that ends the last sentence (`... is: happy and proud.`)."""
+    text = re.sub(r"<think>.*?(</think>|$)", "", text, flags=re.DOTALL)
+    if tagged := re.search(r"<answer>(.*?)(?:</answer>|$)", text, flags=re.DOTALL):
+        text = tagged[1]
+    text = text.strip().removeprefix(TASKS["ov-mer"].tag).strip()
     if brackets := re.findall(r"\[([^\[\]]*)\]", text):
-        return Parsed(labels=split_list(f"[{brackets[-1]}]"))
-    tail = re.split(r":|\b(?:is|are|feels|feeling|seems|include|includes)\b", text.strip().rstrip("."))[-1]
-    items = split_list(re.sub(r",?\s+and\s+", ", ", tail.lower()))
-    return Parsed(labels=[item for item in dict.fromkeys(items) if re.fullmatch(r"[a-z]+(?:[ -][a-z]+){0,2}", item)])
+        parts = split_list(brackets[-1])
+    else:
+        lines = [re.sub(r"^\s*(?:[-*•]|\d+[.)])\s*", "", line) for line in text.splitlines() if line.strip()]
+        lines[-1:] = [re.split(rf":|：|{_SAYS}", line)[-1] for line in lines[-1:]]
+        parts = [part for line in lines for part in re.split(r"[,;，；、]|\band\b", line)]
+    items = [part.strip(" .!。！\"'").lower() for part in parts]
+    return Parsed(
+        labels=[item for item in dict.fromkeys(items) if re.fullmatch(r"[^\W\d_]+(?:[ -][^\W\d_]+){0,2}", item)]
+    )
 
 
 def parse_reason(text: str, labels: Sequence[str]) -> Parsed:
@@ -92,22 +121,21 @@ _SPEAKER_EMOTION = re.compile(r"the emotion of the speaker is\s*:?\s*(\w+)", re.
 def parse_reply(text: str, labels: Sequence[str]) -> Parsed:
     """`<think>` four lines `</think>` reply. Lines are told apart by their ordinal, else by their order."""
     thought, closed, after = text.partition("</think>")
-    if "<think>" not in thought:
-        return Parsed(
-            labels=_SPEAKER_EMOTION.findall(text)[:1], reply=after.strip() if closed else text.strip() or None
-        )
-    thought = thought.split("<think>", 1)[1]
+    emotion = [word.lower() for word in _SPEAKER_EMOTION.findall(thought)[:1]]
+    if not closed and "<think>" not in thought:
+        return Parsed(labels=emotion, reply=text.strip() or None)
+    lines = [line.strip() for line in thought.split("<think>", 1)[-1].splitlines() if line.strip()]
+    places = [next((i for i, word in enumerate(_ORDINALS) if line.lower().startswith(word)), None) for line in lines]
+    if all(place is None for place in places):
+        places = list(range(len(lines)))
     chain: list[str | None] = [None] * 4
-    lines = [line.strip() for line in thought.splitlines() if line.strip()]
-    ordered = [next((i for i, word in enumerate(_ORDINALS) if line.lower().startswith(word)), None) for line in lines]
-    for position, (line, place) in enumerate(zip(lines, ordered, strict=True)):
-        slot = place if place is not None else position if not any(o is not None for o in ordered) else None
-        if slot is not None and slot < 4 and chain[slot] is None:
-            chain[slot] = line
-    emotion = _SPEAKER_EMOTION.search(thought)
-    return Parsed(
-        labels=[emotion[1].lower()] if emotion else [], reply=(after.strip() or None) if closed else None, chain=chain
-    )
+    slot: int | None = None
+    for line, place in zip(lines, places, strict=True):
+        slot = slot if place is None else place
+        if slot is not None and slot < 4:  # a line without an ordinal goes on with the one before
+            held = chain[slot]
+            chain[slot] = line if held is None else f"{held} {line}"
+    return Parsed(labels=emotion, reply=(after.strip() or None) if closed else None, chain=chain)
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,13 @@ class Tokenizer:
             if not (self.folder / name).is_file():
                 raise CheckpointError(f"{self.folder / name}: missing; a bundle needs {' and '.join(self.FILES)}")
         try:
-            self.backend = RustTokenizer.from_file(str(self.folder / "tokenizer.json"))
-            names = json.loads((self.folder / "tokenizer_config.json").read_text())
+            self.files = {name: (self.folder / name).read_bytes() for name in self.FILES}
+            self.backend = RustTokenizer.from_buffer(self.files["tokenizer.json"])
+            names = dict(json.loads(self.files["tokenizer_config.json"]))
         except Exception as error:  # the Rust parser raises bare Exception
             raise CheckpointError(f"{self.folder}: the tokenizer files cannot be read ({error})") from error
+        self.backend.no_truncation()
+        self.backend.no_padding()
         # The spelling of a special token inside a text stays text, so that no subtitle can forge one.
         self.backend.encode_special_tokens = True
         self.bos, self.eos = (self._named(names, kind) for kind in ("bos_token", "eos_token"))
@@ -70,5 +73,5 @@ class Tokenizer:
         return self.backend.decode(list(ids), skip_special_tokens=False)
 
     def save(self, folder: str | Path) -> None:
-        for name in self.FILES:
-            (Path(folder) / name).write_bytes((self.folder / name).read_bytes())
+        for name, data in self.files.items():
+            (Path(folder) / name).write_bytes(data)

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .bundle import CARD, CONFIG, WEIGHTS, new_folder, parameters_on_meta, shapes, write_safetensors
+from .bundle import CARD, CONFIG, WEIGHTS, build_empty, new_folder, shapes, write_safetensors
 from .config import NanoEmoXConfig
 from .convert import convert
 from .errors import CheckpointError
-from .loading import DEMO
+from .loading import DEMO, check_vocabulary, resolve
 from .model import NanoEmoX
 from .names import targets
 from .tokenizer import Tokenizer
@@ -26,18 +26,18 @@ tests, not for answers.
 
 
 def random_bundle(
-    preset: str | NanoEmoXConfig, out: str | os.PathLike, seed: int = 0, *, dtype: torch.dtype = torch.bfloat16
+    preset: str | NanoEmoXConfig, out: str | os.PathLike, seed: int = 0, *, dtype: str | torch.dtype = "bfloat16"
 ) -> Path:
     """Write a bundle of random weights that keep activations in a healthy range, with the demo's tokenizer.
 
     A tensor depends on the seed, its name and its shape alone. One tensor is in memory at a time.
     """
     config = preset if isinstance(preset, NanoEmoXConfig) else NanoEmoXConfig.preset(preset)
-    tokenizer = Tokenizer(DEMO)
-    with parameters_on_meta():
-        wanted = shapes(NanoEmoX(config), config)
+    tokenizer, stored = Tokenizer(DEMO), resolve("cpu", dtype)[1]
+    check_vocabulary(tokenizer, config, "the demo's tokenizer")
+    wanted = shapes(build_empty(config, config.name), config)
     with new_folder(out) as folder:
-        write_safetensors(folder / WEIGHTS, wanted, dtype, lambda name: random_tensor(name, wanted[name], seed))
+        write_safetensors(folder / WEIGHTS, wanted, stored, lambda name: random_tensor(name, wanted[name], seed))
         config.to_json(folder / CONFIG)
         tokenizer.save(folder)
         (folder / CARD).write_text(_RANDOM_CARD.format(name=config.name, seed=seed))
@@ -58,7 +58,7 @@ def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def save_bundle(model: NanoEmoX, folder: str | os.PathLike) -> None:
-    """Write the model as a bundle, in the dtype it has. Raises CheckpointError where it has no tokenizer."""
+    """Write the model as a bundle, each tensor in its dtype. Raises CheckpointError where it has no tokenizer."""
     if model.tokenizer is None:
         raise CheckpointError("a bundle needs a tokenizer: set model.tokenizer, or start from a loaded bundle")
     parameters = dict(model.named_parameters())
@@ -71,7 +71,8 @@ def save_bundle(model: NanoEmoX, folder: str | os.PathLike) -> None:
     card = model.source / CARD if model.source else None
     text = card.read_text() if card and card.is_file() else f"# {model.config.name}\n\nSaved by nanoemox.\n"
     with new_folder(folder) as new:
-        write_safetensors(new / WEIGHTS, shapes(model, model.config), model.dtype, produce)
+        dtypes = {name: parameters[keys[0]].dtype for name, keys in parts.items()}
+        write_safetensors(new / WEIGHTS, shapes(model, model.config), dtypes, produce)
         model.config.to_json(new / CONFIG)
         model.tokenizer.save(new)
         model.templates.save(new)

@@ -9,7 +9,7 @@ from recipe import fill
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from nanoemox.bundle import parameters_on_meta, shapes
+from nanoemox.bundle import build_empty, shapes
 from nanoemox.config import (
     AudioConfig,
     BranchConfig,
@@ -21,7 +21,6 @@ from nanoemox.config import (
     QFormerConfig,
     VisionConfig,
 )
-from nanoemox.model import NanoEmoX
 
 NARROW = NanoEmoXConfig(
     name="narrow",
@@ -43,8 +42,7 @@ NARROW = NanoEmoXConfig(
 
 
 def tensors(config: NanoEmoXConfig) -> dict[str, tuple[int, ...]]:
-    with parameters_on_meta():
-        return shapes(NanoEmoX(config), config)
+    return shapes(build_empty(config, config.name), config)
 
 
 def value(name: str, shape) -> torch.Tensor:

@@ -75,7 +75,7 @@ def test_info():
         (["run", SAMPLE, "--max-new-tokens", "0"], 2, "max-new-tokens"),
         (["run", SAMPLE, "--start", "3", "--end", "2"], 2, "start 3.0 and end 2.0"),
         (["run", SAMPLE, "--task", "eri", "--labels", "a,b"], 2, "--labels"),
-        (["run", SAMPLE, "--labels", ","], 2, "no label"),
+        (["run", SAMPLE, "--labels", ","], 2, "labels must be"),
         (["run", SAMPLE, "--task", "all", "--question", "Q"], 2, "--task all"),
         (["run", "nothing.mp4"], 1, "nothing.mp4: no such file"),
         (["run", ROOT], 1, "not a file"),

@@ -7,7 +7,7 @@ import official
 import pytest
 import torch
 from official import NARROW
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import nanoemox
 from nanoemox.bundle import sha256
@@ -128,6 +128,53 @@ def test_a_wrong_key_of_a_base_model_is_named(files, changes, named, tmp_path):
     with pytest.raises(CheckpointError, match=named):
         convert(checkpoint=files["checkpoint"], components=components, out=tmp_path / "b", config=NARROW)
     assert [p.name for p in tmp_path.iterdir()] == ["base"]
+
+
+def test_merging_wants_every_adapter_whole(files, tmp_path):
+    name = "llama_model.base_model.model.model.layers.1.self_attn.q_proj.lora_{}.default.weight"
+    for changes, named in (
+        ({name.format("A"): None, name.format("B"): None}, "missing: .*layers.1.self_attn.q_proj.lora_A"),
+        ({name.format("A"): torch.zeros(4, 33)}, r"lora_A.default.weight is \[4, 33\]"),
+        ({name.format("B"): torch.zeros(48, 4, dtype=torch.int8)}, "lora_B.default.weight is not a dense float32"),
+    ):
+        path = official.checkpoint(NARROW, tmp_path / "x.pth", **changes)
+        for lora in ("merge", "keep"):
+            with pytest.raises(CheckpointError, match=named):
+                convert(checkpoint=path, components=files["components"], out=tmp_path / "b", config=NARROW, lora=lora)
+
+
+def test_what_is_ambiguous_is_refused(files, tmp_path):
+    folder = files["components"]["clip"].parent
+    for name in ("clip", "hubert", "qwen", "face.pt"):
+        (tmp_path / name).symlink_to(folder / name)
+    (tmp_path / "other").symlink_to(folder / "qwen")
+    with pytest.raises(CheckpointError, match="qwen could be any of .*other"):
+        convert(checkpoint=files["checkpoint"], components=tmp_path, out=tmp_path / "b", config=NARROW)
+    double = official.components(NARROW, tmp_path / "base")["hubert"]
+    held = load_file(double / "model.safetensors")
+    save_file(held | {"hubert.encoder.layer_norm.bias": torch.zeros(32)}, double / "model.safetensors")
+    with pytest.raises(CheckpointError, match="a second time"):
+        parts = files["components"] | {"hubert": double}
+        convert(checkpoint=files["checkpoint"], components=parts, out=tmp_path / "b", config=NARROW)
+
+
+def test_sources_are_not_overwritten(files):
+    for out in (files["components"]["qwen"], files["components"]["qwen"].parent):
+        with pytest.raises(CheckpointError, match="choose another name"):
+            convert(**files, out=out, config=NARROW)
+    assert (files["components"]["qwen"] / "tokenizer.json").is_file()
+
+
+def test_damaged_pickles(files, tmp_path):
+    whole = files["checkpoint"].read_bytes()
+    for data in (b"just text", b"", whole[:500], whole[: len(whole) // 2], bytes(2000)):
+        (tmp_path / "x.pth").write_bytes(data)
+        with pytest.raises(CheckpointError, match="x.pth"):
+            convert(checkpoint=tmp_path / "x.pth", components=files["components"], out=tmp_path / "b", config=NARROW)
+    for held in ([1], {"model": {3: torch.zeros(1)}}, {"weights": {}}):
+        torch.save(held, tmp_path / "x.pth")
+        with pytest.raises(CheckpointError, match="is this the right file"):
+            convert(checkpoint=tmp_path / "x.pth", components=files["components"], out=tmp_path / "b", config=NARROW)
 
 
 class Explosive:

@@ -11,6 +11,7 @@ from conftest import SHARED
 
 import nanoemox
 from nanoemox.errors import CheckpointError, UsageError
+from nanoemox.generate import Sampler, generate, postprocess
 from nanoemox.media import Clip
 from nanoemox.model import NanoEmoX
 from nanoemox.prompts import Templates
@@ -118,7 +119,7 @@ def test_greedy_is_what_hugging_face_generates(demo, sample):
         )[0].tolist()  # fmt: skip
     reply = demo.answer(sample, max_new_tokens=24)
     ours = demo.tokenizer.decode(theirs[: reply.tokens])
-    assert nanoemox.generate.postprocess(ours, demo.tokenizer.bos, demo.tokenizer.eos) == reply.text
+    assert postprocess(ours, demo.tokenizer.bos, demo.tokenizer.eos) == reply.text
     assert reply.tokens == len(theirs) or reply.finish == "stop"
 
 
@@ -132,7 +133,51 @@ def test_sampling_repeats_with_its_seed(demo, sample):
 def test_streamed_pieces_are_the_answer(demo, sample):
     pieces = []
     reply = demo.answer(sample, "eri", max_new_tokens=30, stream=pieces.append)
-    assert "".join(pieces).strip() == reply.text
+    assert "".join(pieces) == reply.text
+
+
+class Scripted:
+    """A language model that says what it was given."""
+
+    def __init__(self, ids):
+        self.ids = ids
+
+    def start(self, embeds):
+        return self.step(None, state := iter(self.ids)), state
+
+    def step(self, ids, state):
+        return torch.nn.functional.one_hot(torch.tensor([next(state)]), 2000).float()
+
+
+@pytest.mark.parametrize(
+    ("said", "text", "finish"),
+    [
+        ("Happy, calm.\n###", "Happy, calm.", "stop"),
+        ("  sad # or ## not###", "sad # or ## not", "stop"),
+        ("悲しい😢 and more", "悲しい😢 and more", "length"),
+        ("###", "", "stop"),
+    ],
+)
+def test_streams_hold_back_what_may_not_stay(demo, said, text, finish):
+    ids, pieces = demo.tokenizer.encode(said), []
+    out = generate(
+        Scripted(ids), demo.tokenizer, None, max_new_tokens=len(ids), sampler=Sampler(), stream=pieces.append
+    )
+    assert (out.text, "".join(pieces), out.finish, out.ids) == (text, text, finish, ids)
+    assert not any("\ufffd" in piece or "###" in piece for piece in pieces)
+
+
+def test_a_cold_sample_is_the_greedy_answer_and_nan_is_told(demo, sample):
+    assert demo.answer(sample, max_new_tokens=5, temperature=1e-40).text == demo.answer(sample, max_new_tokens=5).text
+    weight = demo.fusion.proj.weight
+    before = weight.clone()
+    with torch.inference_mode():
+        weight.fill_(float("nan"))
+        try:
+            with pytest.raises(ValueError, match="not finite"):
+                demo.answer(sample, max_new_tokens=5)
+        finally:
+            weight.copy_(before)
 
 
 def test_a_subtitle_cannot_forge_tokens(demo):

@@ -2,7 +2,8 @@
 
 import pytest
 
-from nanoemox.tasks import EMOTIONS, MINTREC2_INTENTS, TASKS, split_list
+from nanoemox.errors import UsageError
+from nanoemox.tasks import EMOTIONS, MINTREC2_INTENTS, TASKS, check_labels, split_list
 
 
 @pytest.mark.parametrize(
@@ -32,11 +33,25 @@ def test_intent_keeps_the_candidates_spelling_and_prefers_the_longer():
         ("[happy, sad]", ["happy", "sad"]),
         ("The person feels anxious.", ["anxious"]),
         ("sad, sad", ["sad"]),
+        ("<think>hm</think><answer>Happy; sad</answer>", ["happy", "sad"]),
+        ("1. happy\n2. very sad\n- calm", ["happy", "very sad", "calm"]),
+        ("[Recogn_OV] She expresses joy, relief, and pride!", ["joy", "relief", "pride"]),
+        ("高兴、悲伤", ["高兴", "悲伤"]),
         ("", []),
     ],
 )
 def test_open_labels(text, labels):
     assert TASKS["ov-mer"].parse(text, ()).labels == labels
+
+
+def test_labels_of_any_script_and_no_labels():
+    assert TASKS["mer"].parse("他很高兴。", ["高兴", "悲伤"]).labels == ["高兴"]
+    assert TASKS["mer"].parse("it is C++", ["C", "C++"]).labels == ["C++"]
+    assert TASKS["mer"].parse("happy", []).labels == []
+    assert check_labels([" a ", ""]) == ["a"] and check_labels(None) is None
+    for wrong in ("happy", [], [" "]):
+        with pytest.raises(UsageError, match="labels must be"):
+            check_labels(wrong)
 
 
 @pytest.mark.parametrize(
@@ -79,5 +94,11 @@ def test_lines_without_ordinals_count_by_position():
 def test_a_reply_without_thought_or_an_unfinished_thought():
     plain = TASKS["erg"].parse("I am sorry.", ())
     assert plain.reply == "I am sorry." and plain.chain is None
+    spoken = TASKS["erg"].parse("The emotion of the speaker is Grateful. Welcome!", ())
+    assert spoken.labels == ["grateful"]
+    unopened = TASKS["erg"].parse("\n".join(LINES) + "</think>", ())
+    assert unopened.chain == LINES and unopened.reply is None
+    longer = TASKS["erg"].parse("<think>First, a\nand more\nSecond, b</think>c", ())
+    assert longer.chain == ["First, a and more", "Second, b", None, None]
     cut = TASKS["erg"].parse("<think>" + LINES[0], ())
     assert cut.reply is None and cut.chain == [LINES[0], None, None, None]

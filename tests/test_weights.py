@@ -4,6 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -176,6 +178,59 @@ def test_a_failed_save_leaves_the_old_bundle(bundle, monkeypatch, tmp_path):
     with pytest.raises(CheckpointError, match="No space left"):
         model.save(bundle)
     assert (bundle / WEIGHTS).read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_folder_of_something_else_is_never_replaced(tmp_path):
+    for name, files in (("a", {"config.json": "{}"}), ("b", {"config.json": None, "notes.txt": "mine"})):
+        folder = tmp_path / name
+        folder.mkdir()
+        for file, text in files.items():
+            (folder / file).write_text((DEMO / file).read_text() if text is None else text)
+        with pytest.raises(CheckpointError, match="is not a bundle"):
+            random_bundle("demo", folder)
+        assert sorted(p.name for p in folder.iterdir()) == sorted(files)
+
+
+def test_an_interrupted_replacement_brings_the_old_bundle_back(bundle, monkeypatch, tmp_path):
+    rename, before = Path.rename, (bundle / WEIGHTS).read_bytes()
+
+    def interrupted(self, target):
+        if Path(target) == bundle and self.name != "old":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        random_bundle("demo", bundle, 3)
+    assert (bundle / WEIGHTS).read_bytes() == before
+
+
+def test_models_load_in_threads():
+    models, errors = [], []
+
+    def load():
+        try:
+            models.append(nanoemox.load("demo", dtype="float32", device="cpu"))
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors and len(models) == 4 and not torch.nn.Linear(2, 2).weight.is_meta
+
+
+def test_mixed_precision_is_saved_as_it_is(tmp_path):
+    model = nanoemox.load("demo", dtype="bfloat16", device="cpu")
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            parameter.data = parameter.data.float() + 1e-5
+    model.save(tmp_path / "a")
+    held = load_file(tmp_path / "a" / WEIGHTS)
+    assert {tensor.dtype for name, tensor in held.items() if ".lora_" in name} == {torch.float32}
+    assert held["video_proj.weight"].dtype == torch.bfloat16
 
 
 PEAK = """

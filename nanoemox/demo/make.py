@@ -15,10 +15,9 @@ import torch
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as RustTokenizer
 
-from ..bundle import CARD, CONFIG, WEIGHTS, parameters_on_meta, shapes, write_safetensors
+from ..bundle import CARD, CONFIG, WEIGHTS, build_empty, shapes, write_safetensors
 from ..config import NanoEmoXConfig
 from ..generate import STOP
-from ..model import NanoEmoX
 from ..prompts import Templates
 from ..tasks import EMOTIONS, MINTREC2_INTENTS, POLARITIES, TASKS
 from ..tokenizer import PLACEHOLDERS
@@ -143,8 +142,7 @@ def make_clip(path: Path, seconds: float = 3.0, pace: int = 12, rate: int = 16_0
 def make(folder: Path) -> None:
     config = NanoEmoXConfig.preset("demo")
     make_tokenizer(folder, config.language.vocab_size)
-    with parameters_on_meta():
-        wanted = shapes(NanoEmoX(config), config)
+    wanted = shapes(build_empty(config, config.name), config)
     write_safetensors(folder / WEIGHTS, wanted, torch.bfloat16, lambda name: random_tensor(name, wanted[name], SEED))
     config.to_json(folder / CONFIG)
     (folder / CARD).write_text(_CARD)
