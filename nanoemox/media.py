@@ -84,12 +84,10 @@ def read_clip(
         UsageError: start and end do not describe a part.
     """
     began = time.perf_counter()
-    source = os.fspath(path)
-    if not all(t is None or 0 <= t < float("inf") for t in (start, end)) or (
-        start is not None and end is not None and start >= end
-    ):
+    source = os.fsdecode(path)
+    if not all(t is None or 0 <= t < float("inf") for t in (start, end)) or (end is not None and (start or 0) >= end):
         raise UsageError(f"start {start} and end {end} must be seconds with 0 <= start < end")
-    words = None if subtitle is None else os.fspath(subtitle)
+    words = None if subtitle is None else os.fsdecode(subtitle).strip()
     words_file = words if words is not None and words.lower().endswith((".srt", ".vtt")) else None
     for file in (source, words_file):
         if file is not None:
@@ -112,15 +110,21 @@ def read_clip(
     )
 
 
+def _shown(file: str) -> str:
+    """A name fit for a line of text."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in file)
+
+
 def _check_file(file: str) -> None:
+    shown = _shown(file)
     if not os.path.exists(file):
-        raise MediaError(f"{file}: no such file")
+        raise MediaError(f"{shown}: no such file")
     if not os.path.isfile(file):
-        raise MediaError(f"{file}: not a file; name one media file")
+        raise MediaError(f"{shown}: not a file; name one media file")
     if os.path.getsize(file) == 0:
-        raise MediaError(f"{file}: the file is empty")
+        raise MediaError(f"{shown}: the file is empty")
     if not os.access(file, os.R_OK):
-        raise MediaError(f"{file}: no permission to read it")
+        raise MediaError(f"{shown}: no permission to read it")
 
 
 def _decode(source: str, request: dict, limits: Limits) -> tuple[dict, bytearray]:
@@ -141,7 +145,7 @@ def _decode(source: str, request: dict, limits: Limits) -> tuple[dict, bytearray
             out = child.communicate(timeout=limits.seconds)[0]
         except subprocess.TimeoutExpired:
             raise MediaError(
-                f"{source}: not read within {limits.seconds:g} s; cut a part with start and end, or pass more Limits"
+                f"{_shown(source)}: not read within {limits.seconds:g} s; cut a part, or pass more Limits"
             ) from None
         except BrokenPipeError:  # it ended before it read the request; its exit status says why
             out = child.communicate()[0]
@@ -155,10 +159,10 @@ def _decode(source: str, request: dict, limits: Limits) -> tuple[dict, bytearray
     if len(out) < 8:
         how = signal.Signals(-child.returncode).name if child.returncode < 0 else f"exit status {child.returncode}"
         raise MediaError(
-            f"{source}: the decoder died ({how}); the file is damaged or needs more than the limits of memory and time"
+            f"{_shown(source)}: the decoder died ({how}); the file is damaged or needs more than the limits"
         )
     (size,) = struct.unpack("<Q", out[:8])
     header = json.loads(out[8 : 8 + size])
     if "error" in header:
-        raise MediaError(f"{header.get('file', source)}: {header['error']}")
+        raise MediaError(f"{_shown(header.get('file', source))}: {header['error']}")
     return header, bytearray(out[8 + size :])

@@ -1,5 +1,6 @@
 """Small media files made on the spot, and what a plain sequential decode sees in them."""
 
+import math
 from fractions import Fraction
 from pathlib import Path
 
@@ -79,5 +80,5 @@ def sequential(path: Path) -> list[tuple[float, np.ndarray]]:
         begin = max(container.start_time or 0, 0) / av.time_base
         for frame in container.decode(video=0):
             small = frame.reformat(224, 224, "rgb24", interpolation=Interpolation.BILINEAR)
-            out.append((frame.time - begin, small.to_ndarray().transpose(2, 0, 1)))
+            out.append((math.nan if frame.time is None else frame.time - begin, small.to_ndarray().transpose(2, 0, 1)))
     return out

@@ -75,7 +75,7 @@ def test_a_part_of_a_clip(tmp_path):
         assert clip.duration == pytest.approx(min(high, 5.0) - low, abs=0.15)
     with pytest.raises(MediaError, match="between 60 s and 61 s"):
         nanoemox.read_clip(path, start=60, end=61)
-    for start, end in ((2, 1), (1, 1), (-1, None), (float("nan"), None)):
+    for start, end in ((2, 1), (1, 1), (None, 0), (-1, None), (float("nan"), None)):
         with pytest.raises(UsageError, match="start"):
             nanoemox.read_clip(path, start=start, end=end)
 
@@ -146,6 +146,62 @@ def test_short_and_long_sound(tmp_path):
     assert clip.duration == pytest.approx(3.0, abs=0.1)
 
 
+def test_files_that_begin_late_or_early(tmp_path):
+    """The first frame is kept whatever the clock says; a part is counted from where the file begins."""
+    for name, codec, first in (
+        ("late.mkv", "mpeg4", 10_000),
+        ("odd.ts", "libx264", 1_466),
+        ("early.mkv", "mpeg4", -700),
+    ):
+        pts = [first + 40 * i for i in range(30)]
+        path = write_video(tmp_path / name, 30, codec=codec, pts=pts, rate=25)
+        clip = nanoemox.read_clip(path)
+        check_frames(path, clip, -99.0)
+        part = nanoemox.read_clip(path, start=0.4, end=0.8)
+        check_frames(path, part, 0.4, 0.8)
+
+
+def test_seeking_never_shows_half_a_picture(tmp_path):
+    """Recovery points, transport streams without an index, and a start right on a key frame."""
+    for name, options in (
+        ("refresh.mkv", {"codec": "libx264", "x264-params": "intra-refresh=1:keyint=40"}),
+        ("b.ts", {"codec": "mpeg4", "bf": 2, "g": 12}),
+        ("h264.ts", {"codec": "libx264", "bf": 2, "g": 12}),
+    ):
+        path = write_video(tmp_path / name, 240, rate=25, **options)
+        check_frames(path, nanoemox.read_clip(path))
+        check_frames(path, nanoemox.read_clip(path, start=4.8, end=7.2), 4.8, 7.2)
+
+
+def test_video_without_times_is_cut_by_its_pace(tmp_path):
+    path = write_video(tmp_path / "x.h264", 50, codec="libx264", rate=25, bf=0)
+    clip, part = nanoemox.read_clip(path), nanoemox.read_clip(path, start=1.0, end=1.4)
+    shown = [image for _, image in sequential(path)]
+    assert len(shown) == 50 and clip.duration == pytest.approx(2.0, abs=0.05)
+    for got, i in zip(part.frames, [25 + k * 10 // 8 for k in range(8)], strict=True):
+        assert np.abs(got.astype(int) - shown[i]).mean() <= 2
+    assert part.frame_times[0] == pytest.approx(1.0)
+
+
+def test_a_picture_with_exif(tmp_path):
+    plain = write_video(tmp_path / "x.jpg", 1, codec="mjpeg", pix_fmt="yuvj420p", f="image2").read_bytes()
+    tiff = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x01\0\0\0\0\0\0\0"
+    app1 = b"Exif\0\0" + tiff
+    data = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(app1) + 2) + app1 + plain[2:]
+    (tmp_path / "exif.jpg").write_bytes(data)
+    a, b = (nanoemox.read_clip(tmp_path / name) for name in ("x.jpg", "exif.jpg"))
+    assert (a.frames == b.frames).all() and (a.frames == a.frames[0]).all()
+
+
+def test_a_stream_that_cannot_be_decoded_counts_as_absent(tmp_path):
+    whole = write_video(tmp_path / "x.mkv", 20, sound=(16000, "mono", 2)).read_bytes()
+    for old, new, absent in ((b"A_AAC", b"A_ZZZ", "audio"), (b"V_MPEG4/ISO/ASP", b"V_ZZZZ4/ISO/ASP", "frames")):
+        assert old in whole
+        (tmp_path / "y.mkv").write_bytes(whole.replace(old, new))
+        clip = nanoemox.read_clip(tmp_path / "y.mkv")
+        assert absent in clip.modalities["absent"] and "cannot be decoded" in clip.notes[0]
+
+
 def test_cover_art_is_not_a_picture(tmp_path):
     import av
 
@@ -176,7 +232,7 @@ SRT = """1
 2
 00:00:02,000 --> 00:00:03,000
 old
-friend.
+friend. 3 < 4 &amp; 5 > 2
 """
 VTT = """WEBVTT
 
@@ -186,7 +242,7 @@ NOTE not a cue
 Hello there,
 
 00:00:02.000 --> 00:00:03.000
-<v Ann>old friend.
+<v Ann>old friend. 3 &lt; 4 &amp; 5 > 2
 """
 
 
@@ -196,9 +252,9 @@ Hello there,
 def test_subtitle_files(name, text, tmp_path):
     path = tmp_path / name
     path.write_text(text, encoding="utf-8", newline="")
-    assert nanoemox.read_clip(SAMPLE, subtitle=path).subtitle == "Hello there, old friend."
+    assert nanoemox.read_clip(SAMPLE, subtitle=path).subtitle == "Hello there, old friend. 3 < 4 & 5 > 2"
     assert nanoemox.read_clip(SAMPLE, subtitle=str(path), start=0, end=2).subtitle == "Hello there,"
-    assert nanoemox.read_clip(SAMPLE, subtitle=path, start=1.7).subtitle == "old friend."
+    assert nanoemox.read_clip(SAMPLE, subtitle=path, start=1.7).subtitle == "old friend. 3 < 4 & 5 > 2"
     assert nanoemox.read_clip(SAMPLE, subtitle=path, start=1.6, end=1.9).subtitle is None
 
 
@@ -222,6 +278,7 @@ def test_subtitle_text_and_wrong_subtitle_files(tmp_path):
 def test_bad_files(tmp_path):
     video = write_video(tmp_path / "ok.mp4", 40, sound=(16000, "mono", 4)).read_bytes()
     mkv = write_video(tmp_path / "ok.mkv", 40, sound=(16000, "mono", 4)).read_bytes()
+    wav = write_wav(tmp_path / "ok.wav", np.zeros((1, 16000), np.int16), 16000).read_bytes()
     cases = {
         "empty.mp4": (b"", "empty"),
         "text.mp4": (b"just some text\n" * 50, "not a media file"),
@@ -229,12 +286,14 @@ def test_bad_files(tmp_path):
         "cut.mp4": (video[: len(video) // 2], "cut.mp4"),
         "cut.mkv": (mkv[: len(mkv) // 2], "truncated"),
         "words.srt": (SRT.encode(), "no video and no audio"),
+        "cut.wav": (wav[: len(wav) // 2], "truncated"),
+        "new\nline.mp4": (b"x" * 99, r"new\\nline.mp4: not a media"),
     }
     for name, (data, match) in cases.items():
         (tmp_path / name).write_bytes(data)
         with pytest.raises(MediaError, match=match) as caught:
             nanoemox.read_clip(tmp_path / name)
-        assert name in str(caught.value) and "\n" not in str(caught.value)
+        assert name.replace("\n", "\\n") in str(caught.value) and "\n" not in str(caught.value)
     for path, match in ((tmp_path, "not a file"), (tmp_path / "nothing.mp4", "no such file")):
         with pytest.raises(MediaError, match=match):
             nanoemox.read_clip(path)
