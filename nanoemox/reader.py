@@ -233,15 +233,15 @@ class Reader:
 
     def _in_order(self) -> tuple[np.ndarray, list[float]] | None:
         """Two passes over every frame: count, then pick. For files without times and for what seeking cannot reach."""
-        count, time = 0, 0.0
+        count, last = 0, 0.0
         for time, _ in self._shown():
-            count += 1
+            count, last = count + 1, time
         if not count:
             return None
         wanted = frame_indices(count)
         picked = {i: (self._image(frame), time) for i, (time, frame) in enumerate(self._shown()) if i in wanted}
         if not self.timed:
-            self.last = max(self.last, time + self.pace)
+            self.last = max(self.last, last + self.pace)
         return np.stack([picked[i][0] for i in wanted]), [picked[i][1] for i in wanted]
 
     def _shown(self) -> Iterator[tuple[float, Any]]:

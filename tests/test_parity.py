@@ -1,6 +1,7 @@
 """Our modules against numbers of the official ones: always the compact fixtures, the full ones where they are there."""
 
 import wave
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,13 @@ import pytest
 import torch
 from conftest import SHARED
 from make_fixtures import digest, probe_indices
+from official import NARROW
 from parity import GROUPS
 
 import nanoemox
-from nanoemox.bundle import shapes
+from nanoemox.bundle import build_empty, shapes
+from nanoemox.config import BRANCH_TYPES, FUSION_TYPES, BranchConfig, FusionConfig, QFormerConfig
+from nanoemox.infer import infer_config
 from nanoemox.model import NanoEmoX
 
 PACKED = np.load(Path(__file__).parent / "fixtures" / "parity.npz")
@@ -110,3 +114,30 @@ def test_official_names_and_sizes(behaviour):
     }
     for group, held in groups.items():
         assert digest(held) == behaviour["keys"][group], group
+
+
+@pytest.mark.parametrize("kind", ["attention", "qformer", "densemoe"])
+def test_official_names_of_the_fusion_variants(behaviour, kind):
+    config = replace(nanoemox.NanoEmoXConfig(), fusion=FusionConfig(type=kind))
+    ours = shapes(build_empty(config, kind), config)
+    held = {name: shape for name, shape in ours.items() if name.startswith(("multi_", "attention_mlp.", "fc_att."))}
+    assert digest(held) == behaviour["keys"][f"variant_{kind}"]
+
+
+@pytest.mark.parametrize("fusion", FUSION_TYPES)
+@pytest.mark.parametrize("branch", BRANCH_TYPES)
+def test_variants_are_told_by_their_tensors(fusion, branch):
+    base = replace(NARROW, qformer=QFormerConfig(hidden_size=64, heads=1, mlp_size=48))
+    kind = {"densemoe": {"router_size": 8, "experts": 2}, "multiscale": {"hidden_size": 24}}.get(fusion, {})
+    variant = replace(
+        base,
+        fusion=FusionConfig(type=fusion, **kind),
+        video_branch=BranchConfig(type=branch, tokens=7 if branch == "qformer" else 32),
+        audio_branch=BranchConfig(type=branch, tokens=9 if branch == "qformer" else 32, positions=8),
+    )
+    start = replace(nanoemox.NanoEmoXConfig(), name="narrow", vision=NARROW.vision, audio=NARROW.audio)
+    start = replace(start, language=NARROW.language)
+    found = infer_config(start, shapes(build_empty(variant, fusion), variant))
+    if branch != "qformer" and fusion != "qformer":  # no Q-Former is left to tell its sizes
+        found = replace(found, qformer=variant.qformer)
+    assert found == variant
