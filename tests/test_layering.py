@@ -6,13 +6,13 @@ import sys
 
 from conftest import ROOT
 
-PACKAGE = ROOT / "nanoemox"
+PACKAGE, KERNELS = ROOT / "nanoemox", ROOT / "nanoemox_kernels"
 UPPER = {"train", "data", "evaluate", "cli"}  # each imports the model; the model imports none of them
 
 
 def imported(path):
-    """Modules of this project that a file imports, as dotted names."""
-    package = ["nanoemox", *path.relative_to(PACKAGE).parent.parts]
+    """Modules that a file imports, as dotted names."""
+    package = list(path.relative_to(ROOT).parent.parts)
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -29,6 +29,19 @@ def test_arrows_point_down():
             assert parts[0] not in ("tests", "benchmarks"), path
             if parts[0] == "nanoemox" and len(parts) > 1 and home not in UPPER:
                 assert parts[1] not in UPPER, f"{path} imports {name}"
+
+
+def test_the_kernels_know_no_model():
+    for path in KERNELS.rglob("*.py"):
+        for name in imported(path):
+            assert name.split(".")[0] not in ("nanoemox", "transformers", "tests"), f"{path} imports {name}"
+            assert name.split(".")[0] != "triton" or path.name in ("kernel.py", "aot.py"), f"{path} imports triton"
+
+
+def test_importing_the_kernels_needs_no_triton_and_no_gpu():
+    code = "import nanoemox_kernels, torch, sys; print('triton' in sys.modules, torch.cuda.is_initialized())"
+    assert run(code).strip() == "False False"
+    assert "expert_gate" in run("import runpy; runpy.run_module('nanoemox_kernels', run_name='__main__')")
 
 
 def run(code):
@@ -51,5 +64,5 @@ def test_every_public_name_is_there():
 
 
 def test_files_stay_short():
-    long = {str(p.relative_to(ROOT)): n for p in PACKAGE.rglob("*.py") if (n := len(p.read_text().splitlines())) > 400}
-    assert not long
+    files = [*PACKAGE.rglob("*.py"), *KERNELS.rglob("*.py")]
+    assert not {str(p.relative_to(ROOT)): n for p in files if (n := len(p.read_text().splitlines())) > 400}

@@ -1,0 +1,95 @@
+"""Triton kernels of feature_taps_: one pass for residual add and LayerNorm, one for a tapped layer's pooling."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..._tuning import tuned
+
+
+@triton.jit
+def _residual_norm(
+    y_ptr, hidden_ptr, update_ptr, weight_ptr, bias_ptr,
+    N, D, eps,
+    stride_hr, stride_hn, stride_ur, stride_un,
+    HAS_UPDATE: tl.constexpr, HAS_NORM: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_D: tl.constexpr,
+):
+    """One row: h += update, y = LayerNorm(h). The variance is a second pass over registers."""
+    pid = tl.program_id(0).to(tl.int64)
+    r, n = pid // N, pid % N
+    offs_d = tl.arange(0, BLOCK_D)
+    mask_d = offs_d < D
+    place = hidden_ptr + r * stride_hr + n * stride_hn + offs_d
+    stored = tl.load(place, mask=mask_d, other=0.0)
+    h = stored.to(tl.float32)
+    if HAS_UPDATE:
+        h += tl.load(update_ptr + r * stride_ur + n * stride_un + offs_d, mask=mask_d, other=0.0).to(tl.float32)
+        rounded = h.to(hidden_ptr.dtype.element_ty)
+        tl.store(place, rounded, mask=mask_d)
+        h = rounded.to(tl.float32)  # the norm sees what the stream holds
+    y = h
+    if HAS_NORM:
+        mean = tl.sum(h, axis=0) / D
+        centred = tl.where(mask_d, h - mean, 0.0)
+        scale = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=0) / D + eps)
+        y = centred * scale * tl.load(weight_ptr + offs_d, mask=mask_d, other=0.0).to(tl.float32)
+        if HAS_BIAS:
+            y += tl.load(bias_ptr + offs_d, mask=mask_d, other=0.0).to(tl.float32)
+    tl.store(y_ptr + pid * D + offs_d, y.to(y_ptr.dtype.element_ty), mask=mask_d)
+
+
+@triton.jit
+def _tap_pool(
+    out_ptr, hidden_ptr, weight,
+    N, D,
+    stride_or, stride_od, stride_hr, stride_hn, stride_hd,
+    MEAN: tl.constexpr, BLOCK_D: tl.constexpr,
+):
+    """One r and a block of D: out += weight * pooled."""
+    r = tl.program_id(0).to(tl.int64)
+    offs_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    mask_d = offs_d < D
+    row = hidden_ptr + r * stride_hr + offs_d.to(tl.int64) * stride_hd
+    value = tl.load(row, mask=mask_d, other=0.0).to(tl.float32)
+    if MEAN:
+        for n in range(1, N):
+            value += tl.load(row + n * stride_hn, mask=mask_d, other=0.0).to(tl.float32)
+        value = value / N
+    place = out_ptr + r * stride_or + offs_d.to(tl.int64) * stride_od
+    tl.store(place, tl.load(place, mask=mask_d, other=0.0) + weight * value, mask=mask_d)
+
+
+def residual_norm_fwd(
+    hidden: Tensor, update: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    R, N, D = hidden.shape
+    y = torch.empty(R, N, D, dtype=hidden.dtype, device=hidden.device)
+    if y.numel() == 0:
+        return y
+    work = hidden if hidden.stride(-1) == 1 else hidden.contiguous()
+    if update is not None and update.stride(-1) != 1:
+        update = update.contiguous()
+    weight, bias = (t if t is None else t.contiguous() for t in (weight, bias))
+    with torch.cuda.device_of(y):
+        _residual_norm[(R * N,)](
+            y, work, work if update is None else update, y if weight is None else weight, y if bias is None else bias,
+            N, D, eps, *work.stride()[:2], *(work if update is None else update).stride()[:2],
+            HAS_UPDATE=update is not None, HAS_NORM=weight is not None,
+            HAS_BIAS=weight is not None and bias is not None,
+            BLOCK_D=triton.next_power_of_2(D), **tuned("residual_norm"),
+        )
+    if work is not hidden:
+        hidden.copy_(work)
+    return y
+
+
+def tap_pool_fwd(out: Tensor, hidden: Tensor, weight: float, mean: bool) -> None:
+    R, N, D = hidden.shape
+    if out.numel() == 0:
+        return
+    settings = tuned("tap_pool")
+    with torch.cuda.device_of(out):
+        _tap_pool[(R, triton.cdiv(D, settings["BLOCK_D"]))](
+            out, hidden, weight, N, D, *out.stride(), *hidden.stride(), MEAN=mean, **settings
+        )

@@ -1,0 +1,146 @@
+"""Schemas, checks and dispatch of feature_taps_ and tap_pool_. Both write into their arguments: inference only."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..._library import KERNEL_DTYPES, register
+from . import reference
+
+
+@dataclass(frozen=True)
+class Tap:
+    """What to keep of a layer: `weight` times row 0 ("cls") or the mean over rows ("mean") is added to `out`.
+
+    Attributes:
+        out: [R,D], fp32 (fp64 for fp64 input), a slice of a buffer that the caller cleared.
+        source: "residual", the stream after the update, or "norm", its LayerNorm.
+    """
+
+    out: Tensor
+    weight: float = 1.0
+    source: str = "residual"
+    select: str = "cls"
+
+
+def _tap_pool_cuda(out: Tensor, hidden: Tensor, weight: float, mean: bool) -> None:
+    if out.dtype != torch.float32 or hidden.dtype not in KERNEL_DTYPES:
+        return reference.tap_pool_(out, hidden, weight, mean)
+    from .kernel import tap_pool_fwd  # Triton comes in here and nowhere else
+
+    tap_pool_fwd(out, hidden, weight, mean)
+
+
+def _feature_taps_cuda(
+    hidden: Tensor,
+    update: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+    outs: list[Tensor],
+    weights: list[float],
+    from_norm: list[bool],
+    means: list[bool],
+) -> Tensor:
+    held = [t for t in (hidden, update, norm_weight, norm_bias) if t is not None]
+    if any(t.dtype not in KERNEL_DTYPES for t in held):
+        return reference.feature_taps_(hidden, update, norm_weight, norm_bias, eps, outs, weights, from_norm, means)
+    from .kernel import residual_norm_fwd
+
+    y = residual_norm_fwd(hidden, update, norm_weight, norm_bias, eps)
+    for out, weight, norm, mean in zip(outs, weights, from_norm, means, strict=True):
+        _tap_pool_cuda(out, y if norm else hidden, weight, mean)
+    return y
+
+
+def _fake(hidden: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(hidden, memory_format=torch.contiguous_format)
+
+
+_pool = register(
+    "tap_pool_(Tensor(a!) out, Tensor hidden, float weight, bool mean) -> ()",
+    reference=reference.tap_pool_,
+    fake=lambda out, hidden, weight, mean: None,
+    cuda=_tap_pool_cuda,
+)
+_taps = register(
+    "feature_taps_(Tensor(a!) hidden, Tensor? update, Tensor? norm_weight, Tensor? norm_bias, float eps,"
+    " Tensor(b!)[] outs, float[] weights, bool[] from_norm, bool[] means) -> Tensor",
+    reference=reference.feature_taps_,
+    fake=_fake,
+    cuda=_feature_taps_cuda,
+)
+
+
+def tap_pool_(out_slice: Tensor, hidden: Tensor, weight: float = 1.0, select: str = "cls") -> None:
+    """Add `weight` times row 0 ("cls") or the mean over rows ("mean") of a hidden state to a slice of a buffer.
+
+    Args:
+        out_slice: [R,D], fp32 (fp64 for fp64 hidden), written in place; any strides.
+        hidden: [R,N,D], any float dtype, N of at least 1.
+
+    Raises:
+        ValueError: shapes or names that do not exist. RuntimeError: an input that requires grad.
+    """
+    _check(hidden, [Tap(out_slice, weight, select=select)], False)
+    _refuse_grad(out_slice, hidden)
+    _pool(out_slice, hidden, weight, select == "mean")
+
+
+def feature_taps_(
+    hidden: Tensor,
+    update: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    *,
+    eps: float = 1e-5,
+    taps: Sequence[Tap] = (),
+) -> Tensor:
+    """The end of one transformer layer and the start of the next: residual add, LayerNorm, taps (architecture 2 and 3).
+
+    Args:
+        hidden: [R,N,D], the residual stream, updated in place: hidden += update.
+        update: [R,N,D] or None; norm_weight, norm_bias: [D] or None.
+        taps: what to keep of this layer; nothing else of it survives.
+
+    Returns:
+        [R,N,D]: LayerNorm(hidden), or a copy of hidden where there is no norm.
+
+    Raises:
+        ValueError: shapes or names that do not exist. RuntimeError: an input that requires grad.
+    """
+    _check(hidden, taps, norm_weight is not None)
+    if update is not None and update.shape != hidden.shape:
+        raise ValueError(f"want update {list(hidden.shape)} like hidden, got {list(update.shape)}")
+    for name, tensor in (("norm_weight", norm_weight), ("norm_bias", norm_bias)):
+        if tensor is not None and tuple(tensor.shape) != (hidden.shape[2],):
+            raise ValueError(f"want {name} [{hidden.shape[2]}], got {list(tensor.shape)}")
+    outs = [tap.out for tap in taps]
+    _refuse_grad(*(t for t in (hidden, update, norm_weight, norm_bias, *outs) if t is not None))
+    return _taps(
+        hidden, update, norm_weight, norm_bias, eps, outs, [tap.weight for tap in taps],
+        [tap.source == "norm" for tap in taps], [tap.select == "mean" for tap in taps],
+    )  # fmt: skip
+
+
+def _check(hidden: Tensor, taps: Sequence[Tap], normed: bool) -> None:
+    if hidden.ndim != 3 or hidden.shape[1] < 1:
+        raise ValueError(f"want hidden [R, N, D] with N of at least 1, got {list(hidden.shape)}")
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    for tap in taps:
+        if tap.select not in ("cls", "mean") or tap.source not in ("residual", "norm"):
+            raise ValueError(f"want select cls or mean and source residual or norm, got {tap.select!r}, {tap.source!r}")
+        if tap.source == "norm" and not normed:
+            raise ValueError("a tap of the norm needs norm_weight")
+        if tuple(tap.out.shape) != (hidden.shape[0], hidden.shape[2]) or tap.out.dtype != wide:
+            want = f"{wide} [{hidden.shape[0]}, {hidden.shape[2]}]"
+            raise ValueError(f"want tap out {want}, got {tap.out.dtype} {list(tap.out.shape)}")
+
+
+def _refuse_grad(*tensors: Tensor) -> None:
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        raise RuntimeError(
+            "feature_taps_ and tap_pool_ write into their arguments and have no gradient: inference only"
+        )
