@@ -9,12 +9,9 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 import pytest
 import torch
+from paths import SAMPLE
 
 import nanoemox
-
-ROOT = Path(__file__).parent.parent
-SHARED = ROOT.parent / "shared"  # full fixtures, where a checkout has them beside it
-SAMPLE = ROOT / "nanoemox" / "demo" / "sample.mp4"
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, SAMPLE, SHARED
+from paths import ROOT, SAMPLE, SHARED
 
 import nanoemox
 

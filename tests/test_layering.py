@@ -4,7 +4,7 @@ import ast
 import subprocess
 import sys
 
-from conftest import ROOT
+from paths import ROOT
 
 PACKAGE, KERNELS = ROOT / "nanoemox", ROOT / "nanoemox_kernels"
 UPPER = {"train", "data", "evaluate", "cli"}  # each imports the model; the model imports none of them

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clips import sequential, tone, write_video, write_wav
-from conftest import ROOT, SAMPLE, SHARED
+from paths import ROOT, SAMPLE, SHARED
 
 import nanoemox
 from nanoemox.errors import MediaError, UsageError

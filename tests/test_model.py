@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED
+from paths import SHARED
 
 import nanoemox
 from nanoemox.errors import CheckpointError, UsageError

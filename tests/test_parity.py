@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED
 from make_fixtures import digest, probe_indices
 from official import NARROW
 from parity import GROUPS
+from paths import SHARED
 
 import nanoemox
 from nanoemox.bundle import build_empty, shapes

@@ -1,0 +1,192 @@
+"""Compiles every Triton kernel ahead of time at the model's shapes, without a GPU: `python -m nanoemox_kernels.aot`.
+
+A row per kernel and architecture: registers, shared memory, spills, 128-bit loads, predicted occupancy, and the bytes
+that one call must move with the time that takes an RTX 4090 at 1008 GB/s. Nothing here is a measurement.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ._tuning import tuned
+
+# Per SM: registers, threads, shared memory in bytes, blocks (CUDA programming guide, compute capabilities).
+ARCHITECTURES = {
+    "sm_80": (65536, 2048, 167_936, 32),
+    "sm_89": (65536, 1536, 102_400, 24),
+    "sm_90": (65536, 2048, 233_472, 32),
+}
+RTX4090_BANDWIDTH = 1008e9
+BF16, FP32 = torch.bfloat16, torch.float32
+_POINTERS = {BF16: "*bf16", FP32: "*fp32"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel as the model calls it for one clip: a value for every argument, pointers by their dtype."""
+
+    name: str
+    kernel: Any
+    arguments: dict[str, Any]
+    moved: int  # bytes at least
+
+
+@dataclass(frozen=True)
+class Row:
+    kernel: str
+    arch: str
+    registers: int
+    shared: int
+    spills: int
+    wide_loads: int
+    loads: int
+    occupancy: float
+    moved: int
+    floor_us: float
+
+
+def cases() -> Iterator[Case]:
+    """Sizes of the published model at batch 1; architecture sections 2, 7 and 8."""
+    from .ops.expert_gate.kernel import _gate_combine, _gate_hidden
+    from .ops.feature_taps.kernel import _residual_norm, _tap_pool
+    from .ops.temporal_xattn.kernel import _xattn_hidden, _xattn_tokens
+
+    E, T, H = 3, 8, 512
+    yield Case(
+        "gate_hidden", _gate_hidden,
+        dict(hidden_ptr=FP32, experts_ptr=BF16, w1_ptr=BF16, b1_ptr=BF16, T=T, H=H, K=E * H, stride_xb=E * T * H,
+             stride_xe=T * H, stride_xt=H, stride_wn=E * H, **tuned("gate_hidden")),
+        2 * (E * T * H + H * E * H + H) + 4 * H,
+    )  # fmt: skip
+    yield Case(
+        "gate_combine", _gate_combine,
+        dict(out_ptr=BF16, gates_ptr=FP32, experts_ptr=BF16, hidden_ptr=FP32, w2_ptr=BF16, b2_ptr=BF16, T=T, H=H,
+             stride_xb=E * T * H, stride_xe=T * H, stride_xt=H, stride_wn=H, E=E, BLOCK_E=4, BLOCK_H=512, POOLED=True,
+             **tuned("gate_combine")),
+        2 * (E * T * H + E * H + H) + 4 * (H + E),
+    )  # fmt: skip
+    C, M, h, P, W = 256, 4, 4, 768, 1536
+    yield Case(
+        "xattn_hidden", _xattn_hidden,
+        dict(hidden_ptr=FP32, attention_ptr=FP32, x_ptr=BF16, scores_ptr=BF16, mix_ptr=BF16, bias_ptr=BF16, T=T, C=C,
+             M=M, P=P, stride_xb=T * C, stride_xt=C, HEADS=h, BLOCK_T=8, BLOCK_C=256, **tuned("xattn_hidden")),
+        2 * (T * C + h * M * C + P * h * C + P) + 4 * (M * P + h * M * T),
+    )  # fmt: skip
+    yield Case(
+        "xattn_tokens", _xattn_tokens,
+        dict(out_ptr=BF16, hidden_ptr=FP32, project_ptr=BF16, bias_ptr=BF16, P=P, W=W, BLOCK_P=1024,
+             **tuned("xattn_tokens")),
+        2 * (W * P + W + M * W) + 4 * M * P,
+    )  # fmt: skip
+    for name, R, N in (("residual_norm vision", 8, 257), ("residual_norm audio", 8, 99)):
+        D = 1024
+        yield Case(
+            name, _residual_norm,
+            dict(y_ptr=BF16, hidden_ptr=BF16, update_ptr=BF16, weight_ptr=BF16, bias_ptr=BF16, N=N, D=D, eps=1e-5,
+                 stride_hr=N * D, stride_hn=D, stride_ur=N * D, stride_un=D, HAS_UPDATE=True, HAS_NORM=True,
+                 HAS_BIAS=True, BLOCK_D=1024, **tuned("residual_norm")),
+            2 * (4 * R * N * D + 2 * D),
+        )  # fmt: skip
+    yield Case(
+        "tap_pool audio", _tap_pool,
+        dict(out_ptr=FP32, hidden_ptr=BF16, weight=1.0, N=99, D=1024, stride_or=3072, stride_od=1, stride_hr=99 * 1024,
+             stride_hn=1024, stride_hd=1, MEAN=True, **tuned("tap_pool")),
+        2 * 8 * 99 * 1024 + 2 * 4 * 8 * 1024,
+    )  # fmt: skip
+
+
+def compile_case(case: Case, arch: str) -> Row:
+    """Compile one kernel for `arch` and read its resources off the machine code."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    options = {key: case.arguments[key] for key in ("num_warps", "num_stages") if key in case.arguments}
+    signature: dict[str, str] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], list] = {}
+    for position, parameter in enumerate(case.kernel.params):
+        value = case.arguments[parameter.name]
+        if parameter.is_constexpr or (type(value) is int and value == 1):  # a 1 is specialised at a launch too
+            signature[parameter.name] = "constexpr"
+            constants[(position,)] = value
+        elif isinstance(value, torch.dtype):
+            signature[parameter.name] = _POINTERS[value]
+            attributes[(position,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[parameter.name] = "fp32"
+        else:
+            signature[parameter.name] = "i32"
+            if value % 16 == 0:
+                attributes[(position,)] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=case.kernel, signature=signature, constexprs=constants, attrs=attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", int(arch[3:]), 32), options=options)
+    registers, spills, wide, loads = _read(compiled.asm["cubin"])
+    shared, warps = compiled.metadata.shared, compiled.metadata.num_warps
+    return Row(
+        case.name, arch, registers, shared, spills, wide, loads, occupancy(arch, registers, shared, warps), case.moved,
+        case.moved / RTX4090_BANDWIDTH * 1e6,
+    )  # fmt: skip
+
+
+def _read(cubin: bytes) -> tuple[int, int, int, int]:
+    """(registers, spill instructions, 128-bit global loads, global loads)."""
+    import triton
+
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+
+        def output(tool: str, *options: str) -> str:
+            return subprocess.run(
+                [tools / tool, *options, file.name], capture_output=True, text=True, check=True
+            ).stdout
+
+        usage = output("cuobjdump", "-res-usage")
+        code = output("nvdisasm", "-c")
+    registers = re.search(r"\bREG:(\d+)", usage)
+    if registers is None:
+        raise RuntimeError(f"cuobjdump printed no register count: {usage[:200]}")
+    loads = re.findall(r"\bLDG\.[\w.]+", code)
+    spills = len(re.findall(r"\b(?:LDL|STL)\b", code))
+    return int(registers[1]), spills, sum(".128" in load for load in loads), len(loads)
+
+
+def occupancy(arch: str, registers: int, shared: int, warps: int) -> float:
+    """Share of an SM's warps that its registers, shared memory and block slots let run at once."""
+    file, threads, memory, blocks = ARCHITECTURES[arch]
+    per_warp = -(-registers * 32 // 256) * 256  # registers are handed out to a warp 256 at a time
+    fitting = min(file // (per_warp * warps), threads // (32 * warps), blocks)
+    if shared:
+        fitting = min(fitting, memory // (shared + 1024))  # 1 KiB a block is the system's
+    return fitting * warps * 32 / threads
+
+
+def table() -> list[Row]:
+    return [compile_case(case, arch) for case in cases() for arch in ARCHITECTURES]
+
+
+def main() -> None:
+    rows = table()
+    if "--json" in sys.argv[1:]:
+        print(json.dumps([asdict(row) for row in rows]))
+        return
+    print("kernel                arch    regs   smem spills 128-bit  occup.      bytes  4090 us")
+    for r in rows:
+        print(
+            f"{r.kernel:<22}{r.arch:<7}{r.registers:>5}{r.shared:>7}{r.spills:>7}{f'{r.wide_loads}/{r.loads}':>8}"
+            f"{r.occupancy:>8.0%}{r.moved:>11,}{r.floor_us:>9.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

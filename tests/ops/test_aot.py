@@ -1,0 +1,39 @@
+"""Every kernel compiled for the target GPUs without one, in a process of its own: the interpreter cannot share it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from paths import ROOT
+
+from nanoemox_kernels.aot import ARCHITECTURES, occupancy
+
+
+@pytest.fixture(scope="module")
+def rows():
+    env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    run = [sys.executable, "-m", "nanoemox_kernels.aot", "--json"]
+    return json.loads(subprocess.run(run, capture_output=True, text=True, check=True, cwd=ROOT, env=env).stdout)
+
+
+def test_every_kernel_compiles_for_every_target_without_spills(rows):
+    names = {row["kernel"] for row in rows}
+    assert len(rows) == len(names) * len(ARCHITECTURES) and len(names) >= 7
+    for row in rows:
+        print({key: row[key] for key in ("kernel", "arch", "registers", "shared", "occupancy")})
+        assert row["spills"] == 0, row
+
+
+def test_resources_on_the_4090(rows):
+    for row in (row for row in rows if row["arch"] == "sm_89"):
+        assert row["shared"] <= 99 * 1024 and row["registers"] <= 128 and row["occupancy"] >= 0.4, row
+        assert row["wide_loads"] >= 3, row  # the streaming operands come in 16-byte loads
+        assert row["floor_us"] == pytest.approx(row["moved"] / 1008e9 * 1e6)
+
+
+def test_occupancy():
+    assert occupancy("sm_89", 32, 0, 4) == 1.0  # 12 blocks of 128 threads
+    assert occupancy("sm_89", 128, 0, 4) == pytest.approx(4 * 4 * 32 / 1536)  # registers allow 4 blocks
+    assert occupancy("sm_89", 32, 49_000, 4) == pytest.approx(2 * 4 * 32 / 1536)  # shared memory allows 2
