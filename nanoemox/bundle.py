@@ -25,8 +25,8 @@ CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 _DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _DTYPE_OF = {name: dtype for dtype, name in _DTYPES.items()}
 _BUILDING = threading.RLock()
-_BLOCK = 64 << 20  # bytes converted at a time
-_MAPPED = 256 << 20  # bytes read through one mapping before it is dropped
+_BLOCK = 64 << 20  # bytes converted at a time, where a tensor is larger
+_MAPPED = 128 << 20  # bytes read through one mapping before it is dropped
 
 
 @dataclass(frozen=True)
@@ -153,8 +153,8 @@ def fill(model: nn.Module, config: NanoEmoXConfig, folder: Path, device: torch.d
 
 
 def _copy(reader: safe_open, name: str, value: Tensor) -> int:
-    """Fill `value` in blocks of rows; returns the bytes written."""
-    if value.ndim == 0:
+    """Fill `value`, at once or in blocks of rows (a slice is copied out of the mapping); returns the bytes written."""
+    if value.ndim == 0 or value.nbytes <= _BLOCK:
         value.copy_(reader.get_tensor(name))
         return value.nbytes
     part = reader.get_slice(name)
