@@ -71,7 +71,8 @@ def pick_stream(container: Any, kind: str) -> tuple[Any | None, str]:
         if stream.codec_context is None:
             raise av.error.DecoderNotFoundError(0, "no decoder")
         if kind == "video":
-            stream.thread_type = "AUTO"
+            # FFmpeg's frame-threaded decoders of this family are wrong after a seek.
+            stream.thread_type = "SLICE" if stream.codec_context.name in ("theora", "vp3", "vp4") else "AUTO"
         stream.codec_context.open(strict=False)
     except (av.error.FFmpegError, ValueError):
         return None, f"the {kind} stream is in a codec that cannot be decoded here, so it counts as absent"
@@ -79,40 +80,47 @@ def pick_stream(container: Any, kind: str) -> tuple[Any | None, str]:
 
 
 def cut_off_wave(path: str) -> bool:
-    """Whether a RIFF WAVE file states more data than it holds; FFmpeg reads such a file without a word."""
+    """Whether a WAVE file states more data than it holds; FFmpeg reads such a file without a word."""
     with open(path, "rb") as file:
-        head = file.read(12)
+        head = file.read(28)
         size = file.seek(0, 2)
-    if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
+    if len(head) < 28 or head[8:12] != b"WAVE":
         return False
-    stated = struct.unpack("<I", head[4:8])[0] + 8
-    return size + 1 < stated < 0x7FFFF000  # pipes state all ones, or nearly so
+    if head[:4] == b"RIFF":
+        stated = struct.unpack("<I", head[4:8])[0]
+        return size < stated < 0x7FFFF000  # some writers count the 8 bytes of the header too; pipes state all ones
+    return head[:4] in (b"RF64", b"BW64") and head[12:16] == b"ds64" and size < struct.unpack("<Q", head[20:28])[0]
 
 
 def image(frame: Any) -> np.ndarray:
     """uint8 [3,224,224], RGB, squashed by swscale's bilinear filter and turned upright."""
     if frame.interlaced_frame:  # reformat would scale each field by itself
-        small = _whole(frame)
+        small = _filtered(frame, ("scale", f"{FRAME_SIZE}:{FRAME_SIZE}:flags=bilinear"), ("format", "rgb24"))
     else:
         small = frame.reformat(FRAME_SIZE, FRAME_SIZE, "rgb24", interpolation=Interpolation.BILINEAR)
     return np.ascontiguousarray(_upright(small.to_ndarray(), frame).transpose(2, 0, 1))
 
 
-def _whole(frame: Any) -> Any:
+def _filtered(frame: Any, *filters: tuple[str, str]) -> Any:
     graph = av.filter.Graph()
     source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
-    scale = graph.add("scale", f"{FRAME_SIZE}:{FRAME_SIZE}:flags=bilinear")
-    graph.link_nodes(source, scale, graph.add("format", "rgb24"), graph.add("buffersink")).configure()
+    graph.link_nodes(source, *(graph.add(*named) for named in filters), graph.add("buffersink")).configure()
     graph.vpush(frame)
     return graph.vpull()
 
 
+def _display_matrix(frame: Any) -> bytes | None:
+    for _ in range(8):
+        try:
+            return next((bytes(side) for side in frame.side_data if side.type.name == "DISPLAYMATRIX"), None)
+        except ValueError as error:  # "31 is not a valid Type": PyAV does not know all that FFmpeg attaches, EXIF say
+            frame = _filtered(frame, ("sidedata", f"mode=delete:type={str(error).split()[0]}"))
+    return None
+
+
 def _upright(pixels: np.ndarray, frame: Any) -> np.ndarray:
     """Applies the display matrix: multiples of 90 degrees and mirror images. pixels [H,W,3], H = W."""
-    try:
-        matrix = next((bytes(side) for side in frame.side_data if side.type.name == "DISPLAYMATRIX"), None)
-    except ValueError:  # PyAV does not know every kind of side data that FFmpeg has, such as EXIF
-        return np.rot90(pixels, round(frame.rotation / 90) % 4)
+    matrix = _display_matrix(frame)
     if matrix is None:
         return pixels
     a, b, _, c, d = struct.unpack("=5i", matrix[:20])  # x' = a x + c y, y' = b x + d y

@@ -41,8 +41,10 @@ class Reader:
                 if why_not and why_not not in self.notes:
                     self.notes.append(why_not)
             starts = [s.start_time * s.time_base for s in streams if s is not None and s.start_time is not None]
-            # A file may begin late (transport streams do); its own clock is counted from there, exactly.
-            self.origin = max(min(starts, default=Fraction(0)), Fraction(0))
+            # A file may begin late (transport streams do) or before 0; its own clock is counted from there, exactly.
+            # A little before 0 is the priming of an audio encoder, and the clock is meant as it stands.
+            origin = min(starts, default=Fraction(0))
+            self.origin = Fraction(0) if -0.5 < origin < 0 else origin
             yield container, *streams
 
     def time(self, thing: Any) -> float:
@@ -74,7 +76,7 @@ class Reader:
     def survey(self) -> None:
         """Counts frames and samples of the part, exactly; the sound is decoded for it."""
         self.pts = array("q")  # of every frame in the part
-        self.key_pts = array("q")
+        self.keys: list[tuple[int, int | None]] = []  # pts and dts of key frames
         self.timed = True  # every packet says when it is shown
         self.rate, self.samples, self.last = 0, 0, 0.0
         if cut_off_wave(self.path):
@@ -86,8 +88,14 @@ class Reader:
             if video is not None:
                 self._check_size(video.codec_context.width, video.codec_context.height)
                 self.pace = float(1 / video.guessed_rate) if video.guessed_rate else 0.0
+            # A picture of an animated PNG may build on pictures before what is marked as a key.
+            self.seekable = video is not None and video.codec_context.name != "apng"
             hides = video is not None and video.codec_context.name == "vp8"
+            self.begin = 0.0
+            if video is not None and video.start_time is not None:
+                self.begin = float(video.start_time * video.time_base - self.origin)
             gap = previous = 0.0
+            clocks: dict[int, float] = {}
             for packet in self.packets(container):
                 if (stamp := packet.dts if packet.pts is None else packet.pts) is not None:
                     seconds = float((stamp + (packet.duration or 0)) * packet.time_base - self.origin)
@@ -95,6 +103,11 @@ class Reader:
                     self.last = max(self.last, seconds)
                     if seconds > self.limits["duration"]:
                         raise Refused(f"longer than the allowed {self.limits['duration']:g} s; cut it beforehand")
+                if packet.dts is not None and packet.stream in (video, audio):
+                    seconds = float(packet.dts * packet.time_base)
+                    if clocks.get(packet.stream.index, seconds) - seconds > 1:
+                        self._clock_restarts()
+                    clocks[packet.stream.index] = seconds
                 if packet.stream is video and packet.size:
                     if packet.pts is None:
                         self.timed = False
@@ -102,13 +115,23 @@ class Reader:
                         if self.inside(self.time(packet)):
                             self.pts.append(packet.pts)
                         if packet.is_keyframe:
-                            self.key_pts.append(packet.pts)
+                            self.keys.append((packet.pts, packet.dts))
                 elif packet.stream is audio:
                     for frame in self.decode(packet, "audio"):
                         self._count(frame)
             self._check_whole(container, gap)
         self.pts = array("q", sorted(self.pts))
-        self.key_pts = array("q", sorted(self.key_pts))
+        self.keys.sort(key=lambda key: key[0])
+        if len(set(self.pts)) < len(self.pts):
+            self.timed = False
+
+    def _clock_restarts(self) -> None:
+        """Files glued together: whole they can be read, but a time no longer names one place."""
+        if not math.isinf(self.start) or not math.isinf(self.end):
+            raise Refused("its clock restarts midway, so no part of it can be told; convert it first, or read it whole")
+        self.timed = False
+        if (note := "its clock restarts midway; frame times are counted from the frame rate") not in self.notes:
+            self.notes.append(note)
 
     def _check_whole(self, container: Any, gap: float) -> None:
         """Refuses a file that holds much less than its header states."""
@@ -145,7 +168,10 @@ class Reader:
             """The first sample at or after a time, to the precision that a float has."""
             if math.isinf(time):
                 return 0 if time < 0 else frame.samples
-            return min(max(math.ceil(float((Fraction(time) - begin) * self.rate)), 0), frame.samples)
+            sample = math.ceil((Fraction(time) - begin) * self.rate)
+            if float(begin + Fraction(sample - 1, self.rate)) >= time:
+                sample -= 1
+            return min(max(sample, 0), frame.samples)
 
         return first(self.start), first(self.end)
 
@@ -187,7 +213,7 @@ class Reader:
         """Frames uint8 [8,3,224,224] and their times."""
         if not self.has_video or (self.timed and not self.pts):
             return None
-        found = self._by_seeking() if self.timed else None
+        found = self._by_seeking() if self.timed and self.seekable else None
         return found or self._in_order()
 
     def _by_seeking(self) -> tuple[np.ndarray, list[float]] | None:
@@ -198,10 +224,10 @@ class Reader:
             decoded: Iterator[Any] | None = None
             reached: int | None = None  # nothing shown before this is still to come
             for pts in sorted(set(wanted)):
-                at = bisect_right(self.key_pts, pts) - 1
+                at = bisect_right(self.keys, pts, key=lambda key: key[0]) - 1
                 if at < 0:
                     return None
-                if decoded is None or (reached is not None and self.key_pts[at] > reached):
+                if decoded is None or (reached is not None and self.keys[at][0] > reached):
                     decoded = self._from_key(container, video, at)
                 frame = next((f for f in decoded if f.pts is None or f.pts >= pts), None)
                 if frame is None or frame.pts != pts:
@@ -214,22 +240,39 @@ class Reader:
 
     def _from_key(self, container: Any, video: Any, at: int) -> Iterator[Any]:
         """Frames from a key frame on, nothing if it cannot be reached or is none that decoding can begin at."""
-        if at > 0:
-            container.seek(self.key_pts[at], stream=video)
+        pts, dts = self.keys[at]
+        if (
+            at > 0
+            and not self._seek(container, video, pts, pts)
+            and (
+                dts is None or not self._seek(container, video, dts - 1, pts)  # transport streams seek by dts
+            )
+        ):
+            return
         begun = whole = at == 0
         for packet in self.packets(container, video):
             if not begun:
                 # Seeking may land between key frames, or past the one that is wanted.
                 if not packet.is_keyframe or packet.pts is None:
                     continue
-                if packet.pts > self.key_pts[at]:
-                    return
                 begun = True
             for frame in self.decode(packet, "video"):
                 if not whole and not frame.key_frame:
                     return  # a recovery point, from which pictures become whole only by and by
                 whole = True
                 yield frame
+
+    def _seek(self, container: Any, video: Any, stamp: int, wanted: int) -> bool:
+        """Whether the key frame `wanted`, or one before it, comes next after seeking to `stamp`; then seeks there."""
+        try:
+            container.seek(stamp, stream=video)
+            landed = next((p for p in self.packets(container, video) if p.is_keyframe and p.pts is not None), None)
+            container.seek(stamp, stream=video)  # the look has moved on
+            return landed is not None and landed.pts <= wanted
+        except av.error.MemoryError:
+            raise
+        except av.error.FFmpegError:
+            return False
 
     def _in_order(self) -> tuple[np.ndarray, list[float]] | None:
         """Two passes over every frame: count, then pick. For files without times and for what seeking cannot reach."""
@@ -250,7 +293,7 @@ class Reader:
         with self.open() as (container, video, _):
             frames = (f for packet in self.packets(container, video) for f in self.decode(packet, "video"))
             for i, frame in enumerate(frames):
-                time = self.time(frame) if self.timed and frame.pts is not None else i * self.pace
+                time = self.time(frame) if self.timed and frame.pts is not None else self.begin + i * self.pace
                 if self.inside(time):
                     yield time, frame
 

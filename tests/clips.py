@@ -77,7 +77,8 @@ def sequential(path: Path) -> list[tuple[float, np.ndarray]]:
     """Every frame in the order it is shown: (seconds since the file begins, uint8 [3,224,224])."""
     out = []
     with av.open(str(path)) as container:
-        begin = max(container.start_time or 0, 0) / av.time_base
+        begin = (container.start_time or 0) / av.time_base
+        begin = 0 if -0.5 < begin < 0 else begin
         for frame in container.decode(video=0):
             small = frame.reformat(224, 224, "rgb24", interpolation=Interpolation.BILINEAR)
             out.append((math.nan if frame.time is None else frame.time - begin, small.to_ndarray().transpose(2, 0, 1)))
