@@ -1,15 +1,19 @@
 """Fused ops of Nano-EmoX as functions of tensors. Importing this needs torch alone: no GPU, no Triton, no compiler."""
 
 from ._library import status
+from .ops.expert_fusion.op import expert_fusion
+from .ops.expert_fusion.reference import ExpertFusionWeights
 from .ops.expert_gate.op import expert_gate
 from .ops.feature_taps.op import Tap, feature_taps_, tap_pool_
 from .ops.temporal_xattn.op import temporal_xattn
 from .ops.temporal_xattn.reference import FoldedTemporalXattn, TemporalXattnWeights, fold_temporal_xattn
 
 __all__ = [
+    "ExpertFusionWeights",
     "FoldedTemporalXattn",
     "Tap",
     "TemporalXattnWeights",
+    "expert_fusion",
     "expert_gate",
     "feature_taps_",
     "fold_temporal_xattn",

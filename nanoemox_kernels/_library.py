@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 _lib = torch.library.Library("nanoemox", "DEF")
-_TABLE: dict[str, tuple[bool, bool]] = {}
+_HAS_TRITON: dict[str, bool] = {}
 # What the kernels take; anything else goes to the definition, which takes everything.
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -42,7 +42,7 @@ def register(
     torch.library.register_fake(f"nanoemox::{name}", fake, lib=_lib)
     if grad is not None:
         torch.library.register_autograd(f"nanoemox::{name}", grad[1], setup_context=grad[0], lib=_lib)
-    _TABLE[name] = (cuda is not None, False)
+    _HAS_TRITON[name] = cuda is not None
     return getattr(torch.ops.nanoemox, name).default
 
 
@@ -53,7 +53,7 @@ def _triton() -> bool:
 def status() -> list[Status]:
     """A row per op and kind of device."""
     rows = []
-    for name, (has_triton, _) in _TABLE.items():
+    for name, has_triton in _HAS_TRITON.items():
         if os.environ.get("NANOEMOX_KERNELS") == "reference":
             rows.append(Status(name, "cuda", "reference", "NANOEMOX_KERNELS=reference"))
         elif not has_triton or find_spec("triton") is None:

@@ -1,0 +1,78 @@
+"""expert_fusion, in plain PyTorch: the definition that every other implementation is tested against."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..expert_gate.reference import expert_gate
+
+
+class ExpertFusionWeights(NamedTuple):
+    """Raw weights under their official names, dots as underscores; those of the experts stacked along E."""
+
+    audio_proj_weight: Tensor  # [H,Da]
+    audio_proj_bias: Tensor  # [H]
+    visual_proj_weight: Tensor  # [H,Dv]
+    visual_proj_bias: Tensor  # [H]
+    cross_attns_in_proj_weight: Tensor  # [E,3H,H]
+    cross_attns_in_proj_bias: Tensor  # [E,3H]
+    cross_attns_out_proj_weight: Tensor  # [E,H,H]
+    cross_attns_out_proj_bias: Tensor  # [E,H]
+    ffns_0_weight: Tensor  # [E,H], LayerNorm
+    ffns_0_bias: Tensor  # [E,H]
+    ffns_1_weight: Tensor  # [E,H,H]
+    ffns_1_bias: Tensor  # [E,H]
+    ffns_4_weight: Tensor  # [E,H,H]
+    ffns_4_bias: Tensor  # [E,H]
+    gate_mlp_0_weight: Tensor  # [H,E*H]
+    gate_mlp_0_bias: Tensor  # [H]
+    gate_mlp_3_weight: Tensor  # [E,H]
+    gate_mlp_3_bias: Tensor  # [E]
+    multi_llama_proj_weight: Tensor  # [W,H]
+    multi_llama_proj_bias: Tensor  # [W]
+
+
+def _each(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Every expert's own linear layer: x [B,E,T,I], weight [E,O,I], bias [E,O] -> [B,E,T,O]."""
+    return torch.einsum("beti,eoi->beto", x, weight) + bias[:, None]
+
+
+def expert_fusion(
+    audio: Tensor, vision: Tensor, weights: ExpertFusionWeights, heads: int = 8, eps: float = 1e-5
+) -> tuple[Tensor, Tensor, Tensor]:
+    """audio [B,Ta,E*Da], vision [B,Tv,E*Dv] -> token [B,W], gates [B,E], attention [B,E,h,Ta,Tv]; in fp32 or wider."""
+    acc = torch.promote_types(audio.dtype, torch.float32)
+    w = ExpertFusionWeights(*(t.to(acc) for t in weights))
+    E, H = w.gate_mlp_3_weight.shape
+    a, v = (
+        F.linear(x.to(acc).unflatten(-1, (E, -1)), weight, bias).transpose(1, 2)
+        for x, weight, bias in (
+            (audio, w.audio_proj_weight, w.audio_proj_bias),
+            (vision, w.visual_proj_weight, w.visual_proj_bias),
+        )
+    )  # [B,E,T,H]
+    parts = zip(w.cross_attns_in_proj_weight.chunk(3, 1), w.cross_attns_in_proj_bias.chunk(3, 1), strict=True)
+    query, key, value = (
+        _each(x, weight, bias).unflatten(-1, (heads, -1)).transpose(2, 3)
+        for x, (weight, bias) in zip((a, v, v), parts, strict=True)
+    )  # [B,E,h,T,c]
+    attention = (query @ key.transpose(-1, -2) * (H // heads) ** -0.5).softmax(-1)
+    mixed = (attention @ value).transpose(2, 3).flatten(3)
+    residual = _each(mixed, w.cross_attns_out_proj_weight, w.cross_attns_out_proj_bias) + a
+    normed = F.layer_norm(residual, (H,), eps=eps) * w.ffns_0_weight[:, None] + w.ffns_0_bias[:, None]
+    hidden = F.gelu(_each(normed, w.ffns_1_weight, w.ffns_1_bias))
+    experts = _each(hidden, w.ffns_4_weight, w.ffns_4_bias) + residual
+    gate = (w.gate_mlp_0_weight, w.gate_mlp_0_bias, w.gate_mlp_3_weight, w.gate_mlp_3_bias)
+    pooled, gates = expert_gate(experts, *gate, pooled=True)
+    return F.linear(pooled, w.multi_llama_proj_weight, w.multi_llama_proj_bias).to(audio.dtype), gates, attention
+
+
+def cost(B: int, Ta: int, Tv: int, E: int, Da: int, Dv: int, H: int, W: int, *, itemsize: int = 2) -> tuple[int, int]:
+    """(bytes moved at least, FLOPs) on raw weights."""
+    weights = H * (Da + Dv) + E * 6 * H * H + H * E * H + E * H + W * H
+    rows = B * E
+    flops = 2 * rows * (Ta * Da * H + Tv * Dv * H) + 2 * rows * (4 * Ta + 2 * Tv) * H * H
+    flops += 4 * rows * Ta * Tv * H + 2 * B * (H * E * H + E * H + W * H)
+    return itemsize * (rows * (Ta * Da + Tv * Dv) + weights + B * W), flops
