@@ -57,7 +57,7 @@ def cases() -> Iterator[Case]:
     """Sizes of the published model at batch 1; architecture sections 2, 7 and 8."""
     from .ops.expert_gate.kernel import _gate_combine, _gate_hidden
     from .ops.feature_taps.kernel import _residual_norm, _tap_pool
-    from .ops.temporal_xattn.kernel import _xattn_hidden, _xattn_tokens
+    from .ops.temporal_xattn.kernel import _rows_linear, _xattn_context
 
     E, T, H = 3, 8, 512
     yield Case(
@@ -75,17 +75,18 @@ def cases() -> Iterator[Case]:
     )  # fmt: skip
     C, M, h, P, W = 256, 4, 4, 768, 1536
     yield Case(
-        "xattn_hidden", _xattn_hidden,
-        dict(hidden_ptr=FP32, attention_ptr=FP32, x_ptr=BF16, scores_ptr=BF16, mix_ptr=BF16, bias_ptr=BF16, T=T, C=C,
-             M=M, P=P, stride_xb=T * C, stride_xt=C, HEADS=h, BLOCK_T=8, BLOCK_C=256, **tuned("xattn_hidden")),
-        2 * (T * C + h * M * C + P * h * C + P) + 4 * (M * P + h * M * T),
+        "xattn_context", _xattn_context,
+        dict(context_ptr=FP32, attention_ptr=FP32, x_ptr=BF16, scores_ptr=BF16, T=T, C=C, M=M, stride_xb=T * C,
+             stride_xt=C, HEADS=h, BLOCK_T=8, BLOCK_C=256, **tuned("xattn_context")),
+        2 * (T * C + h * M * C) + 4 * (M * h * C + h * M * T),
     )  # fmt: skip
-    yield Case(
-        "xattn_tokens", _xattn_tokens,
-        dict(out_ptr=BF16, hidden_ptr=FP32, project_ptr=BF16, bias_ptr=BF16, P=P, W=W, BLOCK_P=1024,
-             **tuned("xattn_tokens")),
-        2 * (W * P + W + M * W) + 4 * M * P,
-    )  # fmt: skip
+    for name, K, N, out, gelu in (("xattn hidden", h * C, P, FP32, True), ("xattn tokens", P, W, BF16, False)):
+        yield Case(
+            name, _rows_linear,
+            dict(out_ptr=out, rows_ptr=FP32, weight_ptr=BF16, bias_ptr=BF16, R=M, K=K, N=N, GELU=gelu,
+                 **tuned("rows_linear")),
+            2 * (N * K + N) + 4 * M * K + out.itemsize * M * N,
+        )  # fmt: skip
     for name, R, N in (("residual_norm vision", 8, 257), ("residual_norm audio", 8, 99)):
         D = 1024
         yield Case(
@@ -156,7 +157,7 @@ def _read(cubin: bytes) -> tuple[int, int, int, int]:
     registers = re.search(r"\bREG:(\d+)", usage)
     if registers is None:
         raise RuntimeError(f"cuobjdump printed no register count: {usage[:200]}")
-    loads = re.findall(r"\bLDG\.[\w.]+", code)
+    loads = re.findall(r"\bLDG(?:STS)?\.[\w.]+", code)  # LDGSTS is the asynchronous copy into shared memory
     spills = len(re.findall(r"\b(?:LDL|STL)\b", code))
     return int(registers[1]), spills, sum(".128" in load for load in loads), len(loads)
 
