@@ -37,7 +37,7 @@ def test_resources_on_the_4090(rows):
             and row["registers"] <= 128
             and row["occupancy"] >= PLANNED.get(row["kernel"], 0.4)
         ), row
-        # The streaming operands come in 16-byte loads; xattn_context has three loads in all, one of them masked along T.
+        # The streaming operands come in 16-byte loads; xattn_context has three loads in all, two of them wide.
         assert row["wide_loads"] >= (2 if row["kernel"] == "xattn_context" else 3), row
         assert row["floor_us"] == pytest.approx(row["moved"] / 1008e9 * 1e6)
 
