@@ -2,7 +2,7 @@
 
 from ._library import status
 from .ops.expert_fusion.op import expert_fusion
-from .ops.expert_fusion.reference import ExpertFusionWeights
+from .ops.expert_fusion.reference import ExpertFusionWeights, FoldedExpertFusion, fold_expert_fusion
 from .ops.expert_gate.op import expert_gate
 from .ops.feature_taps.op import Tap, feature_taps_, tap_pool_
 from .ops.temporal_xattn.op import temporal_xattn
@@ -10,12 +10,14 @@ from .ops.temporal_xattn.reference import FoldedTemporalXattn, TemporalXattnWeig
 
 __all__ = [
     "ExpertFusionWeights",
+    "FoldedExpertFusion",
     "FoldedTemporalXattn",
     "Tap",
     "TemporalXattnWeights",
     "expert_fusion",
     "expert_gate",
     "feature_taps_",
+    "fold_expert_fusion",
     "fold_temporal_xattn",
     "status",
     "tap_pool_",

@@ -42,21 +42,30 @@ def test_definition_is_the_models_fusion(B, Ta, Tv):
         torch.testing.assert_close(attention[:, 1], fusion.experts[1].attn(a, v)[1])
 
 
+@pytest.mark.parametrize(("B", "Ta", "Tv"), [(2, 8, 8), (3, 5, 6), (1, 1, 1), (0, 8, 8)])
+def test_folding_changes_nothing(B, Ta, Tv):
+    weights = weights_of(make(), torch.float64)
+    audio, vision = (torch.randn(B, T, n, dtype=torch.float64) for T, n in ((Ta, 36), (Tv, 30)))
+    raw = nk.expert_fusion(audio, vision, weights, need_attention=True, heads=4)
+    folded = nk.expert_fusion(audio, vision, nk.fold_expert_fusion(weights), need_attention=True, heads=4)
+    torch.testing.assert_close(folded, raw, rtol=0, atol=1e-12)
+
+
 def test_op_gradient_and_compilation():
-    weights = weights_of(make(4, 3, 4, 2, 2, 3), torch.float64)
-    leaves = [t.requires_grad_() for t in weights]
+    folded = nk.fold_expert_fusion(weights_of(make(4, 3, 4, 2, 2, 3), torch.float64))
+    leaves = [t.requires_grad_() for t in folded]
     audio, vision = (torch.randn(2, T, n, dtype=torch.float64, requires_grad=True) for T, n in ((2, 8), (3, 6)))
     assert torch.autograd.gradcheck(
-        lambda a, v, *w: nk.expert_fusion(a, v, nk.ExpertFusionWeights(*w), need_attention=True, heads=2),
+        lambda a, v, *w: nk.expert_fusion(a, v, nk.FoldedExpertFusion(*w), need_attention=True, heads=2),
         (audio, vision, *leaves),
     )
     plain = [t.detach().float() for t in (audio, vision, *leaves)]
     torch.library.opcheck(torch.ops.nanoemox.expert_fusion.default, (plain[0], plain[1], plain[2:], 2))
-    folded = nk.ExpertFusionWeights(*plain[2:])
+    held = nk.FoldedExpertFusion(*plain[2:])
     compiled = torch.compile(
-        lambda a, v: nk.expert_fusion(a, v, folded, heads=2)[:2], fullgraph=True, backend="aot_eager"
+        lambda a, v: nk.expert_fusion(a, v, held, heads=2)[:2], fullgraph=True, backend="aot_eager"
     )
-    torch.testing.assert_close(compiled(*plain[:2]), nk.expert_fusion(*plain[:2], folded, heads=2)[:2])
+    torch.testing.assert_close(compiled(*plain[:2]), nk.expert_fusion(*plain[:2], held, heads=2)[:2])
 
 
 def test_what_is_refused():

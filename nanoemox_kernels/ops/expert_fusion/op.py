@@ -7,40 +7,40 @@ from torch import Tensor
 
 from ..._library import register
 from . import reference
-from .reference import ExpertFusionWeights
+from .reference import ExpertFusionWeights, FoldedExpertFusion
 
 
-def _reference(audio: Tensor, vision: Tensor, weights: list[Tensor], heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    out = reference.expert_fusion(audio, vision, ExpertFusionWeights(*weights), heads)
+def _reference(audio: Tensor, vision: Tensor, folded: list[Tensor], heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    out = reference.expert_fusion_folded(audio, vision, FoldedExpertFusion(*folded), heads)
     return out[0].contiguous(), out[1].contiguous(), out[2].contiguous()
 
 
-def _fake(audio: Tensor, vision: Tensor, weights: list[Tensor], heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    w = ExpertFusionWeights(*weights)
+def _fake(audio: Tensor, vision: Tensor, folded: list[Tensor], heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    w = FoldedExpertFusion(*folded)
     wide = torch.promote_types(audio.dtype, torch.float32)
-    (B, Ta), Tv, E = audio.shape[:2], vision.shape[1], w.gate_mlp_3_weight.shape[0]
+    (B, Ta), Tv, E = audio.shape[:2], vision.shape[1], w.gate.shape[0]
     return (
-        audio.new_empty(B, w.multi_llama_proj_weight.shape[0]),
+        audio.new_empty(B, w.project.shape[0]),
         audio.new_empty(B, E, dtype=wide),
         audio.new_empty(B, E, heads, Ta, Tv, dtype=wide),
     )
 
 
 def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    audio, vision, weights, ctx.heads = inputs
-    ctx.save_for_backward(audio, vision, *weights)
+    audio, vision, folded, ctx.heads = inputs
+    ctx.save_for_backward(audio, vision, *folded)
 
 
 def _backward(ctx: Any, *grads: Tensor) -> tuple:
     with torch.enable_grad():  # training is rare: differentiate the definition, keep no second kernel
         inputs = [t.detach().requires_grad_() for t in ctx.saved_tensors]
-        outputs = reference.expert_fusion(inputs[0], inputs[1], ExpertFusionWeights(*inputs[2:]), ctx.heads)
-        audio, vision, *weights = torch.autograd.grad(outputs, inputs, grads)
-    return audio, vision, weights, None
+        outputs = reference.expert_fusion_folded(inputs[0], inputs[1], FoldedExpertFusion(*inputs[2:]), ctx.heads)
+        audio, vision, *folded = torch.autograd.grad(outputs, inputs, grads)
+    return audio, vision, folded, None
 
 
 _op = register(
-    "expert_fusion(Tensor audio, Tensor vision, Tensor[] weights, int heads) -> (Tensor, Tensor, Tensor)",
+    "expert_fusion(Tensor audio, Tensor vision, Tensor[] folded, int heads) -> (Tensor, Tensor, Tensor)",
     reference=_reference,
     fake=_fake,
     grad=(_setup, _backward),
@@ -48,12 +48,18 @@ _op = register(
 
 
 def expert_fusion(
-    audio: Tensor, vision: Tensor, weights: ExpertFusionWeights, *, need_attention: bool = False, heads: int = 8
+    audio: Tensor,
+    vision: Tensor,
+    weights: ExpertFusionWeights | FoldedExpertFusion,
+    *,
+    need_attention: bool = False,
+    heads: int = 8,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The whole multi-scale fusion encoder on the deployed path (architecture section 7).
 
     Args:
         audio: [B,Ta,E*Da], vision: [B,Tv,E*Dv]: the taps of the encoders side by side, any float dtype.
+        weights: raw, which runs the definition, or folded by `fold_expert_fusion`, which runs the kernels.
         need_attention: return each expert's attention too.
 
     Returns:
@@ -62,9 +68,11 @@ def expert_fusion(
     Raises:
         ValueError: shapes that do not fit together.
     """
-    E, H = weights.gate_mlp_3_weight.shape
-    Da, Dv = weights.audio_proj_weight.shape[-1], weights.visual_proj_weight.shape[-1]
-    W = weights.multi_llama_proj_weight.shape[0]
+    if isinstance(weights, FoldedExpertFusion):
+        first, second, gate = weights.audio, weights.vision, weights.gate
+    else:
+        first, second, gate = weights.audio_proj_weight, weights.visual_proj_weight, weights.gate_mlp_3_weight
+    (E, H), Da, Dv = gate.shape, first.shape[-1], second.shape[-1]
     fits = audio.ndim == vision.ndim == 3 and audio.shape[0] == vision.shape[0]
     if not fits or audio.shape[2] != E * Da or vision.shape[2] != E * Dv or not audio.shape[1] * vision.shape[1]:
         got = f"{list(audio.shape)} and {list(vision.shape)}"
@@ -73,12 +81,27 @@ def expert_fusion(
         )
     if H % heads:
         raise ValueError(f"a width of {H} cannot be shared by {heads} heads")
-    wanted = [
-        (H, Da), (H,), (H, Dv), (H,), (E, 3 * H, H), (E, 3 * H), (E, H, H), (E, H), (E, H), (E, H), (E, H, H), (E, H),
-        (E, H, H), (E, H), (H, E * H), (H,), (E, H), (E,), (W, H), (W,),
-    ]  # fmt: skip
+    _check(weights, E, Da, Dv, H)
+    if isinstance(weights, FoldedExpertFusion):
+        token, gates, attention = _op(audio, vision, list(weights), heads)
+    else:
+        token, gates, attention = reference.expert_fusion(audio, vision, weights, heads)
+    return token, gates, attention if need_attention else None
+
+
+def _check(weights: ExpertFusionWeights | FoldedExpertFusion, E: int, Da: int, Dv: int, H: int) -> None:
+    W = (weights.project if isinstance(weights, FoldedExpertFusion) else weights.multi_llama_proj_weight).shape[0]
+    row, square = (E, H), (E, H, H)
+    if isinstance(weights, FoldedExpertFusion):
+        wanted: list[tuple[int, ...]] = [
+            (H, Da), (H,), (H, Dv), (E, 3 * H, H), row, square, row, row, row, square, row, square, row,
+            (H, E * H), (H,), row, (E,), (W, H), (W,),
+        ]  # fmt: skip
+    else:
+        wanted = [
+            (H, Da), (H,), (H, Dv), (H,), (E, 3 * H, H), (E, 3 * H), square, row, row, row, square, row, square, row,
+            (H, E * H), (H,), row, (E,), (W, H), (W,),
+        ]  # fmt: skip
     for name, tensor, shape in zip(weights._fields, weights, wanted, strict=True):
         if tuple(tensor.shape) != shape:
             raise ValueError(f"want {name} {list(shape)}, got {list(tensor.shape)}")
-    token, gates, attention = _op(audio, vision, list(weights), heads)
-    return token, gates, attention if need_attention else None

@@ -34,6 +34,30 @@ class ExpertFusionWeights(NamedTuple):
     multi_llama_proj_bias: Tensor  # [W]
 
 
+class FoldedExpertFusion(NamedTuple):
+    """The same matrices; biases merged where they only ever meet in a sum (docs/ops/expert_fusion.md). Biases: fp32."""
+
+    audio: Tensor  # [H,Da]
+    audio_bias: Tensor  # [H]
+    vision: Tensor  # [H,Dv]
+    qkv: Tensor  # [E,3H,H]
+    query_bias: Tensor  # [E,H]
+    out: Tensor  # [E,H,H]
+    out_bias: Tensor  # [E,H]
+    norm: Tensor  # [E,H], fp32
+    norm_bias: Tensor  # [E,H]
+    hidden: Tensor  # [E,H,H]
+    hidden_bias: Tensor  # [E,H]
+    last: Tensor  # [E,H,H]
+    last_bias: Tensor  # [E,H]
+    gate_hidden: Tensor  # [H,E*H]
+    gate_hidden_bias: Tensor  # [H]
+    gate: Tensor  # [E,H]
+    gate_bias: Tensor  # [E]
+    project: Tensor  # [W,H]
+    project_bias: Tensor  # [W]
+
+
 def _each(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Every expert's own linear layer: x [B,E,T,I], weight [E,O,I], bias [E,O] -> [B,E,T,O]."""
     return torch.einsum("beti,eoi->beto", x, weight) + bias[:, None]
@@ -67,6 +91,53 @@ def expert_fusion(
     gate = (w.gate_mlp_0_weight, w.gate_mlp_0_bias, w.gate_mlp_3_weight, w.gate_mlp_3_bias)
     pooled, gates = expert_gate(experts, *gate, pooled=True)
     return F.linear(pooled, w.multi_llama_proj_weight, w.multi_llama_proj_bias).to(audio.dtype), gates, attention
+
+
+def fold_expert_fusion(weights: ExpertFusionWeights) -> FoldedExpertFusion:
+    """Merge biases in fp64; the matrices stay the caller's own storage. For inference: gradients do not pass."""
+    w = ExpertFusionWeights(*(t.detach() for t in weights))
+    d = ExpertFusionWeights(*(t.double() for t in w))
+    query_bias, _, value_bias = d.cross_attns_in_proj_bias.chunk(3, 1)
+    value_bias = value_bias + d.cross_attns_in_proj_weight.chunk(3, 1)[2] @ d.visual_proj_bias
+    out_bias = d.cross_attns_out_proj_bias + (d.cross_attns_out_proj_weight @ value_bias[..., None])[..., 0]
+    wide = torch.promote_types(w.audio_proj_weight.dtype, torch.float32)
+    matrices = {
+        "audio": w.audio_proj_weight, "vision": w.visual_proj_weight, "qkv": w.cross_attns_in_proj_weight,
+        "out": w.cross_attns_out_proj_weight, "hidden": w.ffns_1_weight, "last": w.ffns_4_weight,
+        "gate_hidden": w.gate_mlp_0_weight, "gate": w.gate_mlp_3_weight, "project": w.multi_llama_proj_weight,
+    }  # fmt: skip
+    vectors = {
+        "audio_bias": d.audio_proj_bias, "query_bias": query_bias, "out_bias": out_bias, "norm": d.ffns_0_weight,
+        "norm_bias": d.ffns_0_bias, "hidden_bias": d.ffns_1_bias, "last_bias": d.ffns_4_bias,
+        "gate_hidden_bias": d.gate_mlp_0_bias, "gate_bias": d.gate_mlp_3_bias, "project_bias": d.multi_llama_proj_bias,
+    }  # fmt: skip
+    return FoldedExpertFusion(
+        **{name: t.contiguous() for name, t in matrices.items()},
+        **{name: t.to(wide).contiguous() for name, t in vectors.items()},
+    )
+
+
+def expert_fusion_folded(
+    audio: Tensor, vision: Tensor, weights: FoldedExpertFusion, heads: int = 8, eps: float = 1e-5
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same results from folded weights; the last layer of the FFN acts on the mean over time."""
+    acc = torch.promote_types(audio.dtype, torch.float32)
+    w = FoldedExpertFusion(*(t.to(acc) for t in weights))
+    E, H = w.gate.shape
+    a = F.linear(audio.to(acc).unflatten(-1, (E, -1)), w.audio, w.audio_bias).transpose(1, 2)  # [B,E,Ta,H]
+    v = F.linear(vision.to(acc).unflatten(-1, (E, -1)), w.vision).transpose(1, 2)
+    nothing = torch.zeros_like(w.query_bias)
+    query, key, value = (
+        _each(x, weight, bias).unflatten(-1, (heads, -1)).transpose(2, 3)
+        for x, weight, bias in zip((a, v, v), w.qkv.chunk(3, 1), (w.query_bias, nothing, nothing), strict=True)
+    )
+    attention = (query @ key.transpose(-1, -2) * (H // heads) ** -0.5).softmax(-1)
+    residual = _each((attention @ value).transpose(2, 3).flatten(3), w.out, w.out_bias) + a
+    normed = F.layer_norm(residual, (H,), eps=eps) * w.norm[:, None] + w.norm_bias[:, None]
+    hidden = F.gelu(_each(normed, w.hidden, w.hidden_bias)).mean(2, keepdim=True)
+    pooled = _each(hidden, w.last, w.last_bias) + residual.mean(2, keepdim=True)  # [B,E,1,H]
+    token, gates = expert_gate(pooled, w.gate_hidden, w.gate_hidden_bias, w.gate, w.gate_bias, pooled=True)
+    return F.linear(token, w.project, w.project_bias).to(audio.dtype), gates, attention
 
 
 def cost(B: int, Ta: int, Tv: int, E: int, Da: int, Dv: int, H: int, W: int, *, itemsize: int = 2) -> tuple[int, int]:

@@ -26,9 +26,9 @@ class FoldedTemporalXattn(NamedTuple):
 
     scores: Tensor  # [h,M,C]: what each head's queries look for in a frame
     mix: Tensor  # [P,h,C]: value, output projection and the projector's first layer of each head
-    mix_bias: Tensor  # [P]
+    mix_bias: Tensor  # [P], fp32
     project: Tensor  # [W,P]
-    project_bias: Tensor  # [W]
+    project_bias: Tensor  # [W], fp32
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -53,8 +53,9 @@ def temporal_xattn(x: Tensor, weights: TemporalXattnWeights, heads: int = 4) -> 
 
 
 def fold_temporal_xattn(weights: TemporalXattnWeights, heads: int = 4) -> FoldedTemporalXattn:
-    """Fold in fp64, return in the dtype of the weights. For inference: gradients do not pass."""
+    """Fold in fp64; matrices in the dtype of the weights, biases in fp32. For inference: gradients do not pass."""
     dtype = weights.query.dtype
+    wide = torch.promote_types(dtype, torch.float32)
     w = TemporalXattnWeights(*(t.detach().double() for t in weights))
     C = w.query.shape[1]
     (wq, wk, wv), (bq, _, bv) = w.attn_in_proj_weight.chunk(3), w.attn_in_proj_bias.chunk(3)
@@ -63,8 +64,8 @@ def fold_temporal_xattn(weights: TemporalXattnWeights, heads: int = 4) -> Folded
     out = w.face_proj_0_weight @ w.attn_out_proj_weight  # [P,C]
     mix = torch.einsum("phc,hcd->phd", out.unflatten(1, (heads, -1)), wv.unflatten(0, (heads, -1)))
     bias = out @ bv + w.face_proj_0_weight @ w.attn_out_proj_bias + w.face_proj_0_bias
-    folded = (scores, mix, bias, w.face_proj_3_weight, w.face_proj_3_bias)
-    return FoldedTemporalXattn(*(t.to(dtype).contiguous() for t in folded))
+    folded = FoldedTemporalXattn(scores, mix, bias, w.face_proj_3_weight, w.face_proj_3_bias)
+    return FoldedTemporalXattn(*(t.to(wide if t.ndim == 1 else dtype).contiguous() for t in folded))
 
 
 def temporal_xattn_folded(x: Tensor, weights: FoldedTemporalXattn) -> tuple[Tensor, Tensor]:
