@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
+from . import _native
+
 _lib = torch.library.Library("nanoemox", "DEF")
-_HAS_TRITON: dict[str, bool] = {}
-# What the kernels take; anything else goes to the definition, which takes everything.
+_KERNELS: dict[str, set[str]] = {}
+# What the Triton kernels take; anything else goes to the definition, which takes everything.
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -25,13 +27,20 @@ class Status:
 
 
 def register(
-    schema: str, *, reference: Callable, fake: Callable, cuda: Callable | None = None, grad: tuple | None = None
+    schema: str,
+    *,
+    reference: Callable,
+    fake: Callable,
+    cuda: Callable | None = None,
+    cpu: Callable | None = None,
+    grad: tuple | None = None,
 ) -> Any:
     """Define nanoemox::<name>. On a device without a kernel it runs `reference`; nothing falls back after a failure.
 
     Args:
         schema: PyTorch schema, name first.
         cuda: the Triton launcher behind a function that imports it; left out, CUDA runs the reference too.
+        cpu: what calls the C++ library; left out, or where csrc was not built, the CPU runs the reference.
         grad: (setup_context, backward) for functional ops.
     """
     name = schema.partition("(")[0]
@@ -39,10 +48,12 @@ def register(
     _lib.impl(name, reference, "CompositeExplicitAutograd")
     if cuda is not None and _triton():
         _lib.impl(name, cuda, "CUDA")
+    if cpu is not None and _native.library is not None:
+        _lib.impl(name, cpu, "CPU")
     torch.library.register_fake(f"nanoemox::{name}", fake, lib=_lib)
     if grad is not None:
         torch.library.register_autograd(f"nanoemox::{name}", grad[1], setup_context=grad[0], lib=_lib)
-    _HAS_TRITON[name] = cuda is not None
+    _KERNELS[name] = {device for device, kernel in (("cuda", cuda), ("cpu", cpu)) if kernel is not None}
     return getattr(torch.ops.nanoemox, name).default
 
 
@@ -52,13 +63,14 @@ def _triton() -> bool:
 
 def status() -> list[Status]:
     """A row per op and kind of device."""
-    rows = []
-    for name, has_triton in _HAS_TRITON.items():
-        if os.environ.get("NANOEMOX_KERNELS") == "reference":
-            rows.append(Status(name, "cuda", "reference", "NANOEMOX_KERNELS=reference"))
-        elif not has_triton or find_spec("triton") is None:
-            rows.append(Status(name, "cuda", "reference", "Triton is not installed" if has_triton else "no kernel"))
-        else:
-            rows.append(Status(name, "cuda", "triton", "Triton is installed"))
-        rows.append(Status(name, "cpu", "reference", "this version has no CPU kernels"))
-    return rows
+    cpu = ("reference", _native.why_not)
+    if _native.library is not None:
+        cpu = ("c++", f"csrc was built; {_native.isa()} of {', '.join(_native.isa_levels())}")
+    cuda = ("triton", "Triton is installed") if _triton() else ("reference", "Triton is not installed")
+    if os.environ.get("NANOEMOX_KERNELS") == "reference":
+        cuda = ("reference", "NANOEMOX_KERNELS=reference")
+    return [
+        Status(name, device, *(served if device in kernels else ("reference", "no kernel")))
+        for name, kernels in _KERNELS.items()
+        for device, served in (("cuda", cuda), ("cpu", cpu))
+    ]

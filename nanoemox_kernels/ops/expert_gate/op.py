@@ -5,8 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ... import _native
 from ..._library import KERNEL_DTYPES, register
 from . import reference
+from .native import expert_gate_cpu
 
 
 def _cuda(experts: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, pooled: bool) -> tuple[Tensor, Tensor]:
@@ -15,6 +17,12 @@ def _cuda(experts: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, poole
     from .kernel import expert_gate_fwd  # Triton comes in here and nowhere else
 
     return expert_gate_fwd(experts, w1, b1, w2, b2, pooled)
+
+
+def _cpu(experts: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, pooled: bool) -> tuple[Tensor, Tensor]:
+    if not _native.takes(experts, w1, w2):
+        return _reference(experts, w1, b1, w2, b2, pooled)
+    return expert_gate_cpu(experts, w1, b1, w2, b2, pooled)
 
 
 def _reference(experts: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, pooled: bool) -> tuple[Tensor, Tensor]:
@@ -45,6 +53,7 @@ _op = register(
     reference=_reference,
     fake=_fake,
     cuda=_cuda,
+    cpu=_cpu,
     grad=(_setup, _backward),
 )
 

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ... import _native
 from ..._library import KERNEL_DTYPES, register
 from . import reference
+from .native import residual_norm_cpu, tap_pool_cpu
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,31 @@ def _feature_taps_cuda(
     return y
 
 
+def _tap_pool_cpu(out: Tensor, hidden: Tensor, weight: float, mean: bool) -> None:
+    if out.dtype != torch.float32 or out.stride(-1) != 1 or not _native.takes(hidden):
+        return reference.tap_pool_(out, hidden, weight, mean)
+    tap_pool_cpu(out, hidden, weight, mean)
+
+
+def _feature_taps_cpu(
+    hidden: Tensor,
+    update: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+    outs: list[Tensor],
+    weights: list[float],
+    from_norm: list[bool],
+    means: list[bool],
+) -> Tensor:
+    if not _native.takes(hidden, update, norm_weight, norm_bias):
+        return reference.feature_taps_(hidden, update, norm_weight, norm_bias, eps, outs, weights, from_norm, means)
+    y = residual_norm_cpu(hidden, update, norm_weight, norm_bias, eps)
+    for out, weight, norm, mean in zip(outs, weights, from_norm, means, strict=True):
+        _tap_pool_cpu(out, y if norm else hidden, weight, mean)
+    return y
+
+
 def _fake(hidden: Tensor, *_: object) -> Tensor:
     return torch.empty_like(hidden, memory_format=torch.contiguous_format)
 
@@ -64,6 +91,7 @@ _pool = register(
     reference=reference.tap_pool_,
     fake=lambda out, hidden, weight, mean: None,
     cuda=_tap_pool_cuda,
+    cpu=_tap_pool_cpu,
 )
 _taps = register(
     "feature_taps_(Tensor(a!) hidden, Tensor? update, Tensor? norm_weight, Tensor? norm_bias, float eps,"
@@ -71,6 +99,7 @@ _taps = register(
     reference=reference.feature_taps_,
     fake=_fake,
     cuda=_feature_taps_cuda,
+    cpu=_feature_taps_cpu,
 )
 
 

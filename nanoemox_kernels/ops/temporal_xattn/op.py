@@ -5,8 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ... import _native
 from ..._library import KERNEL_DTYPES, register
 from . import reference
+from .native import temporal_xattn_cpu
 from .reference import FoldedTemporalXattn, TemporalXattnWeights
 
 
@@ -19,6 +21,15 @@ def _cuda(
     from .kernel import temporal_xattn_fwd  # Triton comes in here and nowhere else
 
     return temporal_xattn_fwd(x, folded)
+
+
+def _cpu(
+    x: Tensor, scores: Tensor, mix: Tensor, mix_bias: Tensor, project: Tensor, project_bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    folded = FoldedTemporalXattn(scores, mix, mix_bias, project, project_bias)
+    if not _native.takes(x, scores, mix, project):
+        return _reference(x, *folded)
+    return temporal_xattn_cpu(x, folded)
 
 
 def _reference(x: Tensor, *folded: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,6 +59,7 @@ _op = register(
     reference=_reference,
     fake=_fake,
     cuda=_cuda,
+    cpu=_cpu,
     grad=(lambda ctx, inputs, output: ctx.save_for_backward(*inputs), _backward),
 )
 

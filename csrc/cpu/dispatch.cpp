@@ -1,0 +1,138 @@
+// The C ABI: checks, and the choice of an instruction set.
+#include <atomic>
+#include <cstdio>
+#include <cstring>
+#include <initializer_list>
+
+#include "kernels.h"
+
+namespace {
+
+thread_local char message[256] = "";
+
+int refuse(const char* function, const char* why) {
+    std::snprintf(message, sizeof message, "%s: %s", function, why);
+    return NX_INVALID;
+}
+
+struct Level {
+    const char* name;
+    bool (*usable)();
+    void (*expert_gate)(const nx_expert_gate_args&);
+    void (*expert_fusion)(const nx_expert_fusion_args&);
+    void (*temporal_xattn)(const nx_temporal_xattn_args&);
+    void (*residual_norm)(const nx_residual_norm_args&);
+    void (*tap_pool)(const nx_tap_pool_args&);
+};
+
+#define NX_ROW(isa, usable)                                                                              \
+    {#isa, [] { return usable; }, nx::isa::expert_gate, nx::isa::expert_fusion, nx::isa::temporal_xattn, \
+     nx::isa::residual_norm, nx::isa::tap_pool}
+
+const Level kLevels[] = {
+    NX_ROW(baseline, true),
+#if defined(NX_X86)
+    NX_ROW(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")),
+#define NX_AVX512                                                              \
+    (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && \
+     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
+    NX_ROW(avx512, NX_AVX512),
+    NX_ROW(avx512_bf16, NX_AVX512&& __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16")),
+#endif
+};
+
+const Level* highest() {
+    const Level* found = kLevels;
+    for (const Level& level : kLevels)
+        if (level.usable()) found = &level;
+    return found;
+}
+
+std::atomic<const Level*> chosen{nullptr};
+
+const Level& level() {
+    const Level* found = chosen.load(std::memory_order_relaxed);
+    if (!found) chosen.store(found = highest(), std::memory_order_relaxed);
+    return *found;
+}
+
+bool positive(std::initializer_list<int64_t> sizes) {
+    for (const int64_t size : sizes)
+        if (size < 1) return false;
+    return true;
+}
+
+}  // namespace
+
+#define NX_CHECK(ok, why) \
+    if (!(ok)) return refuse(__func__, why)
+#define NX_DTYPE(a) NX_CHECK((a)->dtype == NX_F32 || (a)->dtype == NX_BF16, "dtype must be NX_F32 or NX_BF16")
+
+int nx_abi_version(void) { return NX_ABI_VERSION; }
+const char* nx_last_error(void) { return message; }
+const char* nx_isa(void) { return level().name; }
+
+const char* nx_isa_levels(void) {
+    static const char* names = [] {
+        static char held[64] = "";
+        for (const Level& one : kLevels)
+            if (one.usable()) {
+                if (held[0]) std::strcat(held, " ");
+                std::strcat(held, one.name);
+            }
+        return held;
+    }();
+    return names;
+}
+
+int nx_set_isa(const char* name) {
+    for (const Level& one : kLevels)
+        if (name && std::strcmp(one.name, name) == 0) {
+            NX_CHECK(one.usable(), "this CPU lacks that instruction set");
+            chosen.store(&one, std::memory_order_relaxed);
+            return NX_OK;
+        }
+    return refuse(__func__, "no such instruction set in this build");
+}
+
+int nx_cpu_expert_gate(const nx_expert_gate_args* a) {
+    NX_DTYPE(a);
+    NX_CHECK(a->B >= 0 && positive({a->E, a->T, a->H}), "B must be at least 0; E, T and H at least 1");
+    if (a->B) level().expert_gate(*a);
+    return NX_OK;
+}
+
+int64_t nx_cpu_expert_fusion_scratch(int64_t B, int64_t Ta, int64_t Tv, int64_t E, int64_t H) {
+    return B * H * (E * (4 * Ta + 3 * Tv + 2) + 2);
+}
+
+int nx_cpu_expert_fusion(const nx_expert_fusion_args* a) {
+    NX_DTYPE(a);
+    NX_CHECK(a->B >= 0 && positive({a->Ta, a->Tv, a->E, a->Da, a->Dv, a->H, a->heads, a->W}),
+             "B must be at least 0, every other size at least 1");
+    NX_CHECK(a->H % a->heads == 0, "heads must divide H");
+    if (a->B) level().expert_fusion(*a);
+    return NX_OK;
+}
+
+int nx_cpu_temporal_xattn(const nx_temporal_xattn_args* a) {
+    NX_DTYPE(a);
+    NX_CHECK(a->B >= 0 && a->M >= 0 && positive({a->T, a->C, a->heads, a->P, a->W}),
+             "B and M must be at least 0, every other size at least 1");
+    if (a->B && a->M) level().temporal_xattn(*a);
+    return NX_OK;
+}
+
+int nx_cpu_residual_norm(const nx_residual_norm_args* a) {
+    NX_DTYPE(a);
+    NX_CHECK(a->R >= 0 && a->N >= 0 && a->D >= 0, "sizes must be at least 0");
+    if (a->R && a->N && a->D) level().residual_norm(*a);
+    return NX_OK;
+}
+
+int nx_cpu_tap_pool(const nx_tap_pool_args* a) {
+    NX_DTYPE(a);
+    NX_CHECK(a->R >= 0 && a->N >= 1 && a->D >= 0, "R and D must be at least 0, N at least 1");
+    if (a->R && a->D) level().tap_pool(*a);
+    return NX_OK;
+}

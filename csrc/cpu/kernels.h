@@ -1,0 +1,18 @@
+// The kernels of one instruction set: each source is compiled once a level, with NX_ISA naming it.
+#pragma once
+
+#include "../include/nanoemox.h"
+
+#define NX_LEVEL(isa)                                          \
+    namespace nx::isa {                                        \
+    void expert_gate(const nx_expert_gate_args& args);         \
+    void expert_fusion(const nx_expert_fusion_args& args);     \
+    void temporal_xattn(const nx_temporal_xattn_args& args);   \
+    void residual_norm(const nx_residual_norm_args& args);     \
+    void tap_pool(const nx_tap_pool_args& args);               \
+    }
+
+NX_LEVEL(baseline)
+NX_LEVEL(avx2)
+NX_LEVEL(avx512)
+NX_LEVEL(avx512_bf16)

@@ -1,0 +1,131 @@
+/* C ABI of the CPU kernels: raw pointers, sizes and strides in elements, no torch and no Python.
+ *
+ * Every function returns 0, or a code below with a message in nx_last_error() (one a thread). Tensors of type T hold
+ * what `dtype` says; sums are formed in fp32. Nothing is allocated: the caller gives results and scratch. An empty batch
+ * does nothing. Letters: B clips, T time, E experts, H fusion width, C and D encoder width, M queries, W width of the
+ * language model, R images or windows, N rows of a hidden state.
+ */
+#ifndef NANOEMOX_H
+#define NANOEMOX_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define NX_API __attribute__((visibility("default")))
+#else
+#define NX_API
+#endif
+
+#define NX_ABI_VERSION 1
+
+enum { NX_OK = 0, NX_INVALID = 1 };
+enum { NX_F32 = 0, NX_BF16 = 1 };
+
+NX_API int nx_abi_version(void);
+NX_API const char* nx_last_error(void);
+
+/* Instruction sets, lowest first: baseline, avx2, avx512, avx512_bf16. The highest that was built and that this CPU has
+ * is in use until nx_set_isa names another. nx_isa_levels: the usable ones, lowest first, separated by spaces. */
+NX_API const char* nx_isa(void);
+NX_API const char* nx_isa_levels(void);
+NX_API int nx_set_isa(const char* name);
+
+/* p = mean_t concat_e experts; gates = softmax(w2 gelu(w1 p + b1) + b2); out = sum_e gates_e experts_e. */
+typedef struct {
+    int64_t dtype;
+    void* out;            /* T [B,T,H], or [B,H], the mean over T, if pooled */
+    float* gates;         /* [B,E] */
+    const void* experts;  /* T [B,E,T,H] */
+    const void* w1;       /* T [H,E*H] */
+    const float* b1;      /* [H] */
+    const void* w2;       /* T [E,H] */
+    const float* b2;      /* [E] */
+    float* scratch;       /* B*(E+1)*H */
+    int64_t B, E, T, H, pooled;
+    int64_t stride_b, stride_e, stride_t; /* of experts; the last is 1 */
+} nx_expert_gate_args;
+NX_API int nx_cpu_expert_gate(const nx_expert_gate_args* args);
+
+/* Projections, cross-attention of each expert, its FFN on the mean over time, gate, projection; weights as folded by
+ * nanoemox_kernels.fold_expert_fusion. */
+typedef struct {
+    int64_t dtype;
+    void* token;      /* T [B,W] */
+    float* gates;     /* [B,E] */
+    float* attention; /* [B,E,heads,Ta,Tv] */
+    float* scratch;   /* nx_cpu_expert_fusion_scratch floats */
+    const void* audio;  /* T [B,Ta,E*Da], contiguous */
+    const void* vision; /* T [B,Tv,E*Dv], contiguous */
+    const void* audio_weight;  /* T [H,Da] */
+    const float* audio_bias;   /* [H] */
+    const void* vision_weight; /* T [H,Dv] */
+    const void* qkv;           /* T [E,3H,H] */
+    const float* query_bias;   /* [E,H] */
+    const void* out;           /* T [E,H,H] */
+    const float* out_bias;     /* [E,H] */
+    const float* norm;         /* [E,H] */
+    const float* norm_bias;    /* [E,H] */
+    const void* hidden;        /* T [E,H,H] */
+    const float* hidden_bias;  /* [E,H] */
+    const void* last;          /* T [E,H,H] */
+    const float* last_bias;    /* [E,H] */
+    const void* gate_hidden;   /* T [H,E*H] */
+    const float* gate_hidden_bias; /* [H] */
+    const void* gate;          /* T [E,H] */
+    const float* gate_bias;    /* [E] */
+    const void* project;       /* T [W,H] */
+    const float* project_bias; /* [W] */
+    int64_t B, Ta, Tv, E, Da, Dv, H, heads, W;
+    double eps;
+} nx_expert_fusion_args;
+NX_API int64_t nx_cpu_expert_fusion_scratch(int64_t B, int64_t Ta, int64_t Tv, int64_t E, int64_t H);
+NX_API int nx_cpu_expert_fusion(const nx_expert_fusion_args* args);
+
+/* Attention of folded queries over frames, then two linear layers with a GELU between; weights as folded by
+ * nanoemox_kernels.fold_temporal_xattn. */
+typedef struct {
+    int64_t dtype;
+    void* tokens;     /* T [B,M,W] */
+    float* attention; /* [B,heads,M,T] */
+    float* scratch;   /* B*M*(heads*C + P) */
+    const void* x;    /* T [B,T,C], the last stride 1 */
+    const void* scores;        /* T [heads,M,C] */
+    const void* mix;           /* T [P,heads*C] */
+    const float* mix_bias;     /* [P] */
+    const void* project;       /* T [W,P] */
+    const float* project_bias; /* [W] */
+    int64_t B, T, C, M, heads, P, W, stride_b, stride_t;
+} nx_temporal_xattn_args;
+NX_API int nx_cpu_temporal_xattn(const nx_temporal_xattn_args* args);
+
+/* hidden += update (update may be null), in place; y = LayerNorm(hidden), or a copy of hidden if weight is null. */
+typedef struct {
+    int64_t dtype;
+    void* y;            /* T [R,N,D], contiguous */
+    void* hidden;       /* T [R,N,D], the last stride 1 */
+    const void* update; /* T [R,N,D], the last stride 1, or null */
+    const void* weight; /* T [D] or null */
+    const void* bias;   /* T [D] or null */
+    int64_t R, N, D, hidden_stride_r, hidden_stride_n, update_stride_r, update_stride_n;
+    double eps;
+} nx_residual_norm_args;
+NX_API int nx_cpu_residual_norm(const nx_residual_norm_args* args);
+
+/* out += weight * (row 0, or the mean over N if mean) of hidden. */
+typedef struct {
+    int64_t dtype;
+    float* out;         /* [R,D], the last stride 1 */
+    const void* hidden; /* T [R,N,D], the last stride 1 */
+    int64_t R, N, D, mean, out_stride_r, hidden_stride_r, hidden_stride_n;
+    double weight;
+} nx_tap_pool_args;
+NX_API int nx_cpu_tap_pool(const nx_tap_pool_args* args);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,169 @@
+// Calls every kernel of the C ABI on random shapes, at every usable level, for the sanitizers to watch: buffers are
+// exactly as large as the header says. Prints one line; a finding aborts. Also: what is refused, and that bf16 agrees
+// with fp32.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "nanoemox.h"
+
+static std::mt19937 random_engine(0);
+static int64_t size(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(random_engine); }
+
+// Values in one dtype; fp32 holds bf16's values too, so that both runs see the same numbers.
+struct Buffer {
+    std::vector<unsigned char> bytes;
+    std::vector<float> values;
+    Buffer(int64_t dtype, int64_t n, float scale = 1) : bytes(n * (dtype == NX_BF16 ? 2 : 4)), values(n) {
+        std::normal_distribution<float> normal(0, scale);
+        for (int64_t i = 0; i < n; ++i) {
+            float v = normal(random_engine);
+            uint32_t bits;
+            std::memcpy(&bits, &v, 4);
+            bits &= 0xffff0000u;
+            std::memcpy(&values[i], &bits, 4);
+            if (dtype == NX_BF16) {
+                const uint16_t half = bits >> 16;
+                std::memcpy(&bytes[2 * i], &half, 2);
+            } else
+                std::memcpy(&bytes[4 * i], &bits, 4);
+        }
+    }
+    void* data() { return bytes.data(); }
+    float* floats() { return reinterpret_cast<float*>(bytes.data()); }
+};
+
+static std::vector<float> read(Buffer& b, int64_t dtype) {
+    std::vector<float> out(dtype == NX_BF16 ? b.bytes.size() / 2 : b.bytes.size() / 4);
+    for (size_t i = 0; i < out.size(); ++i) {
+        uint32_t bits = 0;
+        if (dtype == NX_BF16) {
+            uint16_t half;
+            std::memcpy(&half, &b.bytes[2 * i], 2);
+            bits = uint32_t(half) << 16;
+        } else
+            std::memcpy(&bits, &b.bytes[4 * i], 4);
+        std::memcpy(&out[i], &bits, 4);
+    }
+    return out;
+}
+
+static void require(bool ok, const std::string& what) {
+    if (ok) return;
+    std::printf("%s: %s (%s)\n", nx_isa(), what.c_str(), nx_last_error());
+    std::exit(1);
+}
+
+static std::vector<float> gate(int64_t dtype) {
+    const int64_t B = size(0, 5), E = size(1, 4), T = size(1, 9), H = size(1, 150), pooled = size(0, 1);
+    Buffer out(dtype, pooled ? B * H : B * T * H), gates(NX_F32, B * E), experts(dtype, B * E * T * H);
+    Buffer w1(dtype, H * E * H, 0.1f), b1(NX_F32, H), w2(dtype, E * H, 0.1f), b2(NX_F32, E);
+    Buffer scratch(NX_F32, B * (E + 1) * H);
+    nx_expert_gate_args args{dtype,     out.data(),    gates.floats(),   experts.data(), w1.data(), b1.floats(),
+                             w2.data(), b2.floats(), scratch.floats(), B,              E,         T,
+                             H,         pooled,        E * T * H,        T * H,          H};
+    require(nx_cpu_expert_gate(&args) == NX_OK, "expert_gate");
+    return read(out, dtype);
+}
+
+static std::vector<float> fusion(int64_t dtype) {
+    const int64_t B = size(0, 4), Ta = size(1, 9), Tv = size(1, 20), E = size(1, 4), Da = size(1, 90), Dv = size(1, 90);
+    const int64_t heads = size(1, 4), H = heads * size(1, 24), W = size(1, 90);
+    Buffer token(dtype, B * W), gates(NX_F32, B * E), attention(NX_F32, B * E * heads * Ta * Tv);
+    Buffer scratch(NX_F32, nx_cpu_expert_fusion_scratch(B, Ta, Tv, E, H));
+    Buffer audio(dtype, B * Ta * E * Da), vision(dtype, B * Tv * E * Dv);
+    Buffer wa(dtype, H * Da, 0.1f), ba(NX_F32, H), wv(dtype, H * Dv, 0.1f), qkv(dtype, E * 3 * H * H, 0.1f);
+    Buffer bq(NX_F32, E * H), wo(dtype, E * H * H, 0.1f), bo(NX_F32, E * H), norm(NX_F32, E * H), bn(NX_F32, E * H);
+    Buffer wh(dtype, E * H * H, 0.1f), bh(NX_F32, E * H), wl(dtype, E * H * H, 0.1f), bl(NX_F32, E * H);
+    Buffer w1(dtype, H * E * H, 0.1f), b1(NX_F32, H), w2(dtype, E * H, 0.1f), b2(NX_F32, E);
+    Buffer wp(dtype, W * H, 0.1f), bp(NX_F32, W);
+    nx_expert_fusion_args args{
+        dtype,     token.data(), gates.floats(), attention.floats(), scratch.floats(), audio.data(),  vision.data(),
+        wa.data(), ba.floats(),  wv.data(),      qkv.data(),         bq.floats(),      wo.data(),     bo.floats(),
+        norm.floats(), bn.floats(), wh.data(),   bh.floats(),        wl.data(),        bl.floats(),   w1.data(),
+        b1.floats(),   w2.data(),   b2.floats(), wp.data(),          bp.floats(),      B,             Ta,
+        Tv,            E,           Da,          Dv,                 H,                heads,         W,
+        1e-5};
+    require(nx_cpu_expert_fusion(&args) == NX_OK, "expert_fusion");
+    return read(token, dtype);
+}
+
+static std::vector<float> xattn(int64_t dtype) {
+    const int64_t B = size(0, 4), T = size(1, 40), C = size(1, 90), M = size(0, 5), heads = size(1, 4);
+    const int64_t P = size(1, 90), W = size(1, 90), gap = size(0, 3);
+    Buffer tokens(dtype, B * M * W), attention(NX_F32, B * heads * M * T), scratch(NX_F32, B * M * (heads * C + P));
+    Buffer x(dtype, B ? (B * T - 1) * (C + gap) + C : 0), scores(dtype, heads * M * C, 0.1f), mix(dtype, P * heads * C, 0.1f);
+    Buffer bm(NX_F32, P), project(dtype, W * P, 0.1f), bp(NX_F32, W);
+    nx_temporal_xattn_args args{dtype,          tokens.data(), attention.floats(), scratch.floats(), x.data(),
+                                scores.data(),  mix.data(),    bm.floats(),        project.data(),   bp.floats(),
+                                B,              T,             C,                  M,                heads,
+                                P,              W,             T * (C + gap),      C + gap};
+    require(nx_cpu_temporal_xattn(&args) == NX_OK, "temporal_xattn");
+    return read(tokens, dtype);
+}
+
+static std::vector<float> norm(int64_t dtype) {
+    const int64_t R = size(0, 4), N = size(1, 20), D = size(1, 300), gap = size(0, 3), with = size(0, 7);
+    const int64_t rows = R * N ? (R * N - 1) * (D + gap) + D : 0;
+    Buffer y(dtype, R * N * D), hidden(dtype, rows), update(dtype, rows), weight(dtype, D), bias(dtype, D);
+    nx_residual_norm_args args{dtype,
+                               y.data(),
+                               hidden.data(),
+                               with & 1 ? update.data() : nullptr,
+                               with & 2 ? weight.data() : nullptr,
+                               with & 4 ? bias.data() : nullptr,
+                               R,
+                               N,
+                               D,
+                               N * (D + gap),
+                               D + gap,
+                               N * (D + gap),
+                               D + gap,
+                               1e-5};
+    require(nx_cpu_residual_norm(&args) == NX_OK, "residual_norm");
+    return read(y, dtype);
+}
+
+static std::vector<float> pool(int64_t dtype) {
+    const int64_t R = size(0, 4), N = size(1, 20), D = size(1, 700), gap = size(0, 3), mean = size(0, 1);
+    Buffer out(NX_F32, R ? (R - 1) * (D + gap) + D : 0), hidden(dtype, R * N * D);
+    nx_tap_pool_args args{dtype, out.floats(), hidden.data(), R, N, D, mean, D + gap, N * D, D, 0.25};
+    require(nx_cpu_tap_pool(&args) == NX_OK, "tap_pool");
+    return read(out, NX_F32);
+}
+
+int main(int argc, char** argv) {
+    const int rounds = argc > 1 ? std::atoi(argv[1]) : 50;
+    std::string levels = nx_isa_levels();
+    int calls = 0;
+    for (size_t at = 0; at < levels.size();) {
+        const size_t end = levels.find(' ', at);
+        const std::string name = levels.substr(at, end == std::string::npos ? end : end - at);
+        require(nx_set_isa(name.c_str()) == NX_OK && name == nx_isa(), "set_isa " + name);
+        for (int round = 0; round < rounds; ++round)
+            for (auto kernel : {gate, fusion, xattn, norm, pool}) {
+                random_engine.seed(round);
+                const std::vector<float> exact = kernel(NX_F32);
+                random_engine.seed(round);
+                const std::vector<float> low = kernel(NX_BF16);
+                require(exact.size() == low.size(), "sizes");
+                float peak = 0;
+                for (float v : exact) peak = std::fmax(peak, std::fabs(v));
+                for (size_t i = 0; i < exact.size(); ++i)
+                    require(std::fabs(exact[i] - low[i]) <= 0.02f * peak, "bf16 differs from fp32");
+                calls += 2;
+            }
+        at = end == std::string::npos ? levels.size() : end + 1;
+    }
+    require(nx_set_isa("mmx") == NX_INVALID && std::strstr(nx_last_error(), "no such"), "an unknown level");
+    nx_expert_gate_args bad{};
+    bad.dtype = 7;
+    require(nx_cpu_expert_gate(&bad) == NX_INVALID && std::strstr(nx_last_error(), "dtype"), "an unknown dtype");
+    bad.dtype = NX_F32;
+    require(nx_cpu_expert_gate(&bad) == NX_INVALID && std::strstr(nx_last_error(), "at least 1"), "no experts");
+    std::printf("%d calls at %s\n", calls, levels.c_str());
+}

@@ -1,0 +1,233 @@
+"""The C++ kernels: every op at every instruction set of this CPU, the library's header, its sanitizers, its threads."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from paths import ROOT
+from support import assert_as_good_as, double, random
+
+import nanoemox_kernels as nk
+from nanoemox_kernels import _native
+from nanoemox_kernels.ops.expert_fusion import reference as fusion_reference
+from nanoemox_kernels.ops.expert_gate import reference as gate_reference
+from nanoemox_kernels.ops.feature_taps import reference as taps_reference
+from nanoemox_kernels.ops.temporal_xattn import reference as xattn_reference
+
+LEVELS = _native.isa_levels() if _native.library is not None else []
+needs_library = pytest.mark.skipif(_native.library is None, reason=f"no C++ kernels: {_native.why_not}")
+
+
+@pytest.fixture(params=LEVELS or [None])
+def level(request):
+    if request.param is None:
+        pytest.skip(f"no C++ kernels: {_native.why_not}")
+    before = _native.isa()
+    _native.set_isa(request.param)
+    yield request.param
+    _native.set_isa(before)
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)
+def dtype(request):
+    return request.param
+
+
+def compare(got, low, exact):
+    for one in zip(got, low, exact, strict=True):
+        assert_as_good_as(*one)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize(
+    "shape", [(1, 3, 8, 512), (2, 3, 7, 33), (5, 2, 3, 70), (0, 3, 8, 16), (17, 4, 2, 130)], ids=str
+)
+def test_expert_gate(level, dtype, shape, pooled):
+    B, E, T, H = shape
+    made = [(shape, 1), ((H, E * H), (E * H) ** -0.5), ((H,), 1), ((E, H), H**-0.5), ((E,), 1)]
+    args = [random(size, dtype, "cpu", scale) for size, scale in made]
+    low, exact = (gate_reference.expert_gate(*a, pooled=pooled) for a in (args, double(args)))
+    compare(nk.expert_gate(*args, pooled=pooled), low, exact)
+    strided = args[0].transpose(1, 2).contiguous().transpose(1, 2)
+    torch.testing.assert_close(nk.expert_gate(strided, *args[1:], pooled=pooled), nk.expert_gate(*args, pooled=pooled))
+
+
+def fusion_weights(dtype, E, Da, Dv, H, W):
+    def matrix(*size):
+        return random(size, dtype, "cpu", size[-1] ** -0.5)
+
+    def vector(*size):
+        return random(size, torch.float32, "cpu")
+
+    return nk.FoldedExpertFusion(
+        matrix(H, Da), vector(H), matrix(H, Dv), matrix(E, 3 * H, H), vector(E, H), matrix(E, H, H), vector(E, H),
+        vector(E, H), vector(E, H), matrix(E, H, H), vector(E, H), matrix(E, H, H), vector(E, H), matrix(H, E * H),
+        vector(H), matrix(E, H), vector(E), matrix(W, H), vector(W),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 8, 8, 3, 1024, 1024, 512, 8, 1536), (2, 5, 3, 2, 12, 10, 12, 3, 70), (17, 8, 9, 3, 70, 30, 36, 2, 40),
+     (0, 2, 2, 2, 4, 4, 4, 2, 3), (2, 1, 100, 3, 33, 17, 64, 4, 50)],
+    ids=str,
+)  # fmt: skip
+def test_expert_fusion(level, dtype, shape):
+    B, Ta, Tv, E, Da, Dv, H, heads, W = shape
+    weights = fusion_weights(dtype, E, Da, Dv, H, W)
+    audio, vision = random((B, Ta, E * Da), dtype, "cpu"), random((B, Tv, E * Dv), dtype, "cpu")
+    low = fusion_reference.expert_fusion_folded(audio, vision, weights, heads)
+    exact = fusion_reference.expert_fusion_folded(
+        audio.double(), vision.double(), nk.FoldedExpertFusion(*double(weights)), heads
+    )
+    compare(nk.expert_fusion(audio, vision, weights, heads=heads, need_attention=True), low, exact)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 8, 256, 4, 4, 768, 1536), (2, 3, 20, 3, 2, 17, 11), (9, 13, 64, 4, 8, 70, 130), (0, 3, 4, 2, 2, 3, 3),
+     (2, 200, 40, 3, 2, 50, 60)],
+    ids=str,
+)  # fmt: skip
+def test_temporal_xattn(level, dtype, shape):
+    B, T, C, M, heads, P, W = shape
+    weights = nk.FoldedTemporalXattn(
+        random((heads, M, C), dtype, "cpu", C**-0.5), random((P, heads, C), dtype, "cpu", (heads * C) ** -0.5),
+        random((P,), torch.float32, "cpu"), random((W, P), dtype, "cpu", P**-0.5), random((W,), torch.float32, "cpu"),
+    )  # fmt: skip
+    x = random((B, 2 * T, C), dtype, "cpu")[:, ::2]
+    low = xattn_reference.temporal_xattn_folded(x, weights)
+    exact = xattn_reference.temporal_xattn_folded(x.double(), nk.FoldedTemporalXattn(*double(weights)))
+    compare(nk.temporal_xattn(x, weights, need_attention=True), low, exact)
+
+
+@pytest.mark.parametrize("given", ["update norm bias", "update norm", "norm bias", "update", ""])
+@pytest.mark.parametrize("shape", [(8, 99, 1024), (2, 3, 33), (1, 1, 1), (0, 3, 5), (3, 9, 130)], ids=str)
+def test_feature_taps(level, dtype, shape, given):
+    hidden, update = random(shape, dtype, "cpu"), random(shape, dtype, "cpu") if "update" in given else None
+    weight = random(shape[-1:], dtype, "cpu") if "norm" in given else None
+    bias = random(shape[-1:], dtype, "cpu") if "bias" in given else None
+    source = "norm" if "norm" in given else "residual"
+
+    def run(cast, op):
+        h, wide = cast(hidden.clone()), torch.float64 if cast is widen else torch.float32
+        outs = torch.zeros(2, shape[0], shape[2], dtype=wide)
+        y = op(h, cast(update), cast(weight), cast(bias), outs)
+        return y, h, outs
+
+    def widen(tensor):
+        return None if tensor is None else tensor.double()
+
+    def ours(h, u, w, b, outs):
+        return nk.feature_taps_(h, u, w, b, taps=[nk.Tap(outs[0]), nk.Tap(outs[1], 0.25, source, "mean")])
+
+    def reference(h, u, w, b, outs):
+        return taps_reference.feature_taps_(
+            h, u, w, b, 1e-5, list(outs), [1.0, 0.25], [False, source == "norm"], [False, True]
+        )
+
+    compare(run(lambda t: t, ours), run(lambda t: t, reference), run(widen, reference))
+
+
+def test_extreme_values_and_nan(level, dtype):
+    x, weights = torch.full((2, 4, 40), 1e4, dtype=dtype), None
+    weights = nk.FoldedTemporalXattn(
+        torch.ones(2, 3, 40, dtype=dtype), torch.ones(5, 2, 40, dtype=dtype) / 80, torch.zeros(5),
+        torch.ones(6, 5, dtype=dtype), torch.zeros(6),
+    )  # fmt: skip
+    tokens, attention = nk.temporal_xattn(x, weights, need_attention=True)
+    assert torch.equal(attention, torch.full_like(attention, 0.25)) and tokens.isfinite().all()
+    x[1, 2, 39] = float("nan")
+    tokens, attention = nk.temporal_xattn(x, weights, need_attention=True)
+    assert tokens[1].isnan().all() and attention[1].isnan().all() and tokens[0].isfinite().all()
+    hidden = torch.randn(1, 2, 33).to(dtype)
+    hidden[0, 1, 32] = float("inf")
+    y = nk.feature_taps_(hidden, None, torch.ones(33, dtype=dtype))
+    assert y[0, 0].isfinite().all() and y[0, 1].isnan().any()
+    fusion = fusion_weights(dtype, 3, 20, 20, 16, 9)
+    audio, vision = torch.randn(2, 8, 60).to(dtype), torch.randn(2, 8, 60).to(dtype)
+    audio[0, 7, 59] = float("nan")
+    token, gates, _ = nk.expert_fusion(audio, vision, fusion, heads=4)
+    assert token[0].isnan().all() and gates[0].isnan().all() and token[1].isfinite().all()
+
+
+@needs_library
+def test_other_dtypes_go_to_the_definition():
+    for dtype in (torch.float16, torch.float64):
+        hidden = torch.randn(2, 3, 8).to(dtype)
+        wide = torch.promote_types(dtype, torch.float32)
+        y = nk.feature_taps_(hidden.clone(), None, torch.ones(8, dtype=dtype))
+        torch.testing.assert_close(y, torch.nn.functional.layer_norm(hidden.to(wide), (8,)).to(dtype))
+    mixed = nk.feature_taps_(hidden.float(), None, torch.ones(8, dtype=torch.bfloat16))
+    torch.testing.assert_close(mixed, torch.nn.functional.layer_norm(hidden.float(), (8,)))
+
+
+def test_structures_are_those_of_the_header():
+    header = (ROOT / "csrc/include/nanoemox.h").read_text()
+    header = re.sub(r"/\*.*?\*/", "", header, flags=re.S)
+    for body, name in re.findall(r"typedef struct \{(.*?)\} nx_(\w+)_args;", header, flags=re.S):
+        fields = []
+        for line in body.split(";"):
+            kind, _, names = (
+                re.match(r"\s*((?:const )?\w+(\*)?) ?(.*)", line, flags=re.S).groups() if line.strip() else ("", "", "")
+            )
+            mark = "*" if kind.endswith("*") else "~" if kind == "double" else ""
+            fields += [mark + one.strip() for one in names.split(",") if one.strip()]
+        assert fields == _native.STRUCTURES[name].split(), name
+    assert f"NX_ABI_VERSION {_native._ABI}\n" in header
+
+
+def python(code, **env):
+    run = [sys.executable, "-c", code]
+    return subprocess.run(run, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **env})
+
+
+@needs_library
+def test_one_openmp_runtime_is_mapped():
+    code = (
+        "import nanoemox_kernels; print(*{l.split()[-1] for l in open('/proc/self/maps') if 'omp' in l.split('/')[-1]})"
+    )
+    mapped = [path for path in python(code).stdout.split() if re.search(r"libg?i?omp", path)]
+    assert len(mapped) == 1 and "torch" in mapped[0]
+
+
+@needs_library
+def test_environment_variables():
+    lowest = python("import nanoemox_kernels._native as n; print(n.isa())", NANOEMOX_ISA="baseline")
+    assert lowest.stdout.strip() == "baseline"
+    wrong = python("import nanoemox_kernels", NANOEMOX_ISA="mmx")
+    assert "instruction set 'mmx': this machine offers baseline" in wrong.stderr
+    status = python("import nanoemox_kernels.__main__", NANOEMOX_KERNELS="reference").stdout
+    assert status.count("NANOEMOX_KERNELS=reference") == 10
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
+def test_sanitizers_find_nothing(tmp_path):
+    """The C ABI alone, without Python, under AddressSanitizer and UBSan, at every instruction set of this CPU."""
+    flags = ["-std=c++20", "-O0", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wno-psabi"]
+    sources = ROOT / "csrc/cpu"
+    levels = {"baseline": [], "avx2": ["-mavx2", "-mfma"]}
+    avx512 = [f"-mavx512{part}" for part in ("f", "bw", "dq", "vl")] + ["-mfma"]
+    levels |= {"avx512": avx512, "avx512_bf16": [*avx512, "-mavx512vnni", "-mavx512bf16"]}
+    jobs = [("dispatch", "", ["-DNX_X86"])]
+    jobs += [
+        (s.stem, n, [f"-DNX_ISA={n}", *f])
+        for s in sources.glob("*.cpp")
+        if s.stem != "dispatch"
+        for n, f in levels.items()
+    ]
+    running = [
+        subprocess.Popen(["g++", *flags, *more, "-c", sources / f"{stem}.cpp", "-o", tmp_path / f"{stem}{name}.o"])
+        for stem, name, more in jobs
+    ]
+    assert all(job.wait() == 0 for job in running)
+    program = tmp_path / "random_shapes"
+    test = ROOT / "tests/csrc/random_shapes.cpp"
+    subprocess.run(["g++", *flags, "-I", ROOT / "csrc/include", test, *tmp_path.glob("*.o"), "-o", program], check=True)
+    done = subprocess.run([program, "40"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "calls at baseline" in done.stdout
