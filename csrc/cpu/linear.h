@@ -1,4 +1,4 @@
-// out = x W^T + b on row-major weights, in register tiles of kLanes outputs: few rows by many columns or the reverse.
+// out = x W^T + b on row-major weights, in register tiles of kLanes outputs.
 #pragma once
 
 #include "simd.h"
@@ -119,10 +119,9 @@ inline void linear(const TX* x, int64_t stride_x, int64_t M, const TW* w, const 
         for (; m + kRows <= M; m += kRows)
             rows_by_columns<kRows>(x + m * stride_x, stride_x, w, bias, n0, n1, K, out + m * stride_out, stride_out);
     };
-    rows(Count<kLanes / 2>{});
-    if constexpr (kLanes / 4 >= 1) rows(Count<kLanes / 4>{});
-    if constexpr (kLanes / 8 >= 1) rows(Count<kLanes / 8>{});
-    rows(Count<1>{});
+    rows(Count<kLanes / 4>{});  // four columns: the fewest loads a product
+    if constexpr (kLanes >= 16) rows(Count<2>{});
+    if constexpr (kLanes >= 8) rows(Count<1>{});
 }
 
 }  // namespace

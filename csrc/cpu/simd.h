@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -40,7 +40,13 @@ inline Vec load(const float* p) {
 inline Vec load(const bf16* p) {
     VecHalf half;
     std::memcpy(&half, p, sizeof half);
+#if defined(__AVX512F__)  // GCC 12 widens by halves if left to itself
+    return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)half), 16);
+#elif defined(__AVX2__)
+    return (Vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)half), 16);
+#else
     return (Vec)(__builtin_convertvector(half, VecBits) << 16);
+#endif
 }
 
 inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }

@@ -1,0 +1,140 @@
+"""`pytest benchmarks/ --benchmark-only`: every case runs its implementations in turn, round by round, in one process.
+
+Two numbers that must not be mixed: the call (wall time, one synchronisation a call) and, on a GPU, the device (CUDA
+events behind a flushed L2). Shares are of the ceilings probed in the same rounds: a copy for bytes, a bfloat16 matrix
+product for FLOPs; on a CPU, whose last-level cache holds an op's weights, a share may pass 100 %.
+"""
+
+import statistics
+import time
+
+import pytest
+import torch
+from tables import write
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+_TABLE: list[dict] = []
+
+
+def pytest_addoption(parser):
+    parser.addoption("--results", help="write the rows and what machine they come from to this JSON file")
+    parser.addoption("--rounds", type=int, default=30, help="rounds a case (default 30)")
+
+
+def pytest_collect_file(parent, file_path):
+    if file_path.name.startswith("bench_") and file_path.suffix == ".py":
+        return pytest.Module.from_parent(parent, path=file_path)
+    return None
+
+
+@pytest.fixture(scope="session")
+def device():
+    return DEVICE
+
+
+class Clock:
+    """Times calls in turn: wall, and on a GPU the device's own."""
+
+    def __init__(self):
+        self.cuda = DEVICE == "cuda"
+        self.flushed = torch.empty(1 << 26 if self.cuda else 0, device=DEVICE)  # more than any L2
+
+    def sync(self):
+        if self.cuda:
+            torch.cuda.synchronize()
+
+    def once(self, call, flush=True):
+        """(wall, device) seconds of one call; device is None without a GPU."""
+        if flush:
+            self.flushed.zero_()
+        self.sync()
+        if self.cuda:
+            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            first.record()
+        start = time.perf_counter()
+        call()
+        if self.cuda:
+            last.record()
+        self.sync()
+        wall = time.perf_counter() - start
+        return wall, first.elapsed_time(last) / 1e3 if self.cuda else None
+
+
+@pytest.fixture(scope="session")
+def clock():
+    return Clock()
+
+
+@pytest.fixture(scope="session")
+def probes():
+    """name -> (call, amount a call): what this machine's memory and matrix units can do at most."""
+    big = 1 if DEVICE == "cpu" else 8
+    source = torch.ones(big << 25, device=DEVICE)
+    target = torch.empty_like(source)
+    a = torch.randn(2048 * big // 2 or 1024, 4096, device=DEVICE, dtype=torch.bfloat16)
+    b = torch.randn(4096, 4096, device=DEVICE, dtype=torch.bfloat16)
+    return {
+        "bandwidth": (lambda: target.copy_(source), 2 * source.nbytes),
+        "matmul": (lambda: a @ b, 2 * a.shape[0] * 4096 * 4096),
+    }
+
+
+@pytest.fixture
+def measure(request, benchmark, clock, probes):
+    """measure(case, {name: call}, moved=bytes, flops=n): rows of paired medians; the first name is ours."""
+
+    def run(case, calls, moved, flops=0, rounds=None, warm=3):
+        with torch.inference_mode():
+            for call in (*calls.values(), *(call for call, _ in probes.values())):
+                for _ in range(warm):
+                    call()
+            walls = {name: [] for name in (*calls, *probes)}
+            devices = {name: [] for name in calls}
+            rounds = rounds or request.config.getoption("--rounds")
+            for index in range(rounds):
+                for name, call in calls.items():
+                    wall, on_device = clock.once(call)
+                    walls[name].append(wall)
+                    devices[name].append(on_device)
+                if index % max(1, rounds // 5) == 0:
+                    for name, (call, _) in probes.items():
+                        walls[name].append(clock.once(call, flush=False)[0])
+            ours = next(iter(calls))
+            benchmark.pedantic(calls[ours], rounds=3, warmup_rounds=0)
+        ceilings = {name: amount / min(walls[name]) for name, (_, amount) in probes.items()}
+        row = {
+            "case": case,
+            "moved": moved,
+            "flops": flops,
+            "ceilings": ceilings,
+            "rounds": rounds,
+            "us": {},
+            "ratio": {},
+        }
+        for name in calls:
+            row["us"][name] = statistics.median(walls[name]) * 1e6
+            row["ratio"][name] = statistics.median(b / a for a, b in zip(walls[ours], walls[name], strict=True))
+        if clock.cuda:
+            row["device_us"] = {name: statistics.median(devices[name]) * 1e6 for name in calls}
+        floor = max(moved / ceilings["bandwidth"], flops / ceilings["matmul"])
+        row["share"] = floor / (row.get("device_us", row["us"])[ours] * 1e-6)
+        benchmark.extra_info.update(row)
+        _TABLE.append(row)
+        return row
+
+    return run
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if not _TABLE:
+        return
+    terminalreporter.section("paired medians, microseconds")
+    for row in _TABLE:
+        times = "  ".join(f"{name} {value:.0f}" for name, value in row["us"].items())
+        ratios = "  ".join(f"{name} {value:.2f}x" for name, value in list(row["ratio"].items())[1:])
+        devices = "  ".join(f"{name} {value:.0f}" for name, value in row.get("device_us", {}).items())
+        terminalreporter.write_line(
+            f"{row['case']:<34} {times} | {ratios} | {f'device: {devices} | ' if devices else ''}{row['share']:.0%}"
+        )
+    if path := config.getoption("--results"):
+        write(path, _TABLE)
