@@ -21,7 +21,7 @@ from setuptools.command.build_ext import build_ext
 SOURCES = Path("csrc/cpu")
 LIBRARY = "nanoemox_kernels.libnanoemox_cpu"
 FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno"]
-FLAGS += ["-Wall", "-Wextra", "-Wno-psabi"]
+FLAGS += ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-maybe-uninitialized"]
 AVX512 = [f"-mavx512{part}" for part in ("f", "bw", "dq", "vl")] + ["-mfma", "-mprefer-vector-width=512"]
 # Flags of each instruction set; the names are those of csrc/cpu/kernels.h.
 LEVELS = {"baseline": []}
@@ -79,13 +79,14 @@ class BuildNative(build_ext):
         command = [*compiler(), *FLAGS]
         work.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
-        jobs = [(SOURCES / "dispatch.cpp", work / "dispatch.o", ["-DNX_X86"] if len(LEVELS) > 1 else [])]
-        for source in sorted(set(SOURCES.glob("*.cpp")) - {SOURCES / "dispatch.cpp"}):
+        once = [SOURCES / name for name in ("dispatch.cpp", "engine.cpp")]
+        jobs = [(source, work / f"{source.stem}.o", ["-DNX_X86"] if len(LEVELS) > 1 else []) for source in once]
+        for source in sorted(set(SOURCES.glob("*.cpp")) - set(once)):
             jobs += [(source, work / f"{source.stem}.{n}.o", [f"-DNX_ISA={n}", *fs]) for n, fs in LEVELS.items()]
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
             list(pool.map(lambda job: run([*command, *job[2], "-c", job[0], "-o", job[1]]), jobs))
         finished = work / target.name
-        run([*command, "-shared", *(job[1] for job in jobs), "-o", finished])
+        run([*command, "-shared", "-pthread", *(job[1] for job in jobs), "-o", finished])
         shutil.copyfile(finished, target)
         print(f"nanoemox: CPU kernels for {', '.join(LEVELS)} built with {command[0]}", file=sys.stderr)
 

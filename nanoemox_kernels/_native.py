@@ -48,6 +48,10 @@ def _open() -> tuple[Any, str]:
         return None, f"{_PATH.name} is of another version; install again"
     library.nx_cpu_expert_fusion_scratch.argtypes = [ctypes.c_int64] * 5
     library.nx_cpu_expert_fusion_scratch.restype = ctypes.c_int64
+    library.nx_engine_create.restype = ctypes.c_void_p
+    library.nx_engine_create.argtypes = [ctypes.c_void_p]
+    library.nx_engine_destroy.argtypes = [ctypes.c_void_p]
+    library.nx_engine_step.argtypes = [ctypes.c_void_p, ctypes.c_int64] + [ctypes.c_void_p] * 6
     for name, args in _Args.items():
         getattr(library, f"nx_cpu_{name}").argtypes = [ctypes.POINTER(args)]
     return library, ""
@@ -87,6 +91,20 @@ def call(name: str, dtype: torch.dtype, *values: Tensor | float | None) -> None:
     args = _Args[name](_DTYPES[dtype], *(v.data_ptr() if isinstance(v, Tensor) else v for v in values))
     if getattr(library, f"nx_cpu_{name}")(args):
         raise RuntimeError(library.nx_last_error().decode())
+
+
+def engine_create(config: Any) -> int:
+    """Raises ValueError: what the library refuses."""
+    handle = library.nx_engine_create(config)
+    if handle is None:
+        raise ValueError(library.nx_last_error().decode())
+    return handle
+
+
+def engine_step(*args: Any) -> None:
+    """Raises ValueError: what the library refuses."""
+    if library.nx_engine_step(*args):
+        raise ValueError(library.nx_last_error().decode())
 
 
 def rows(tensor: Tensor) -> Tensor:

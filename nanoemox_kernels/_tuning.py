@@ -10,17 +10,24 @@ import torch
 _FOLDER = Path(__file__).parent / "configs"
 
 
+def path(gpu: str) -> Path:
+    """Where the settings of a GPU are kept."""
+    return _FOLDER / f"{re.sub(r'[^A-Za-z0-9]+', '-', gpu)}.json"
+
+
 @cache
-def _settings(gpu: str) -> dict[str, dict[str, int]]:
-    files = [_FOLDER / f"{re.sub(r'[^A-Za-z0-9]+', '-', gpu)}.json", _FOLDER / "default.json"]
+def load(gpu: str) -> dict[str, dict[str, int]]:
+    """Every kernel's settings on a GPU; "" for the default. benchmarks/tune.py changes the one that it is given."""
     found: dict[str, dict[str, int]] = {}
-    for file in reversed(files):
+    for file in (_FOLDER / "default.json", path(gpu)):
         if file.is_file():
             found |= json.loads(file.read_text())
     return found
 
 
+_name = cache(torch.cuda.get_device_name)
+
+
 def tuned(kernel: str) -> dict[str, int]:
     """Settings of a kernel on the current GPU."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return dict(_settings(gpu)[kernel])
+    return load(_name(torch.cuda.current_device()) if torch.cuda.is_available() else "")[kernel]

@@ -4,16 +4,12 @@
 #include <cstring>
 #include <initializer_list>
 
+#include "dispatch.h"
 #include "kernels.h"
 
 namespace {
 
 thread_local char message[256] = "";
-
-int refuse(const char* function, const char* why) {
-    std::snprintf(message, sizeof message, "%s: %s", function, why);
-    return NX_INVALID;
-}
 
 struct Level {
     const char* name;
@@ -23,11 +19,12 @@ struct Level {
     void (*temporal_xattn)(const nx_temporal_xattn_args&);
     void (*residual_norm)(const nx_residual_norm_args&);
     void (*tap_pool)(const nx_tap_pool_args&);
+    void (*engine_token)(const nx::EngineState&, int64_t);
 };
 
 #define NX_ROW(isa, usable)                                                                              \
     {#isa, [] { return usable; }, nx::isa::expert_gate, nx::isa::expert_fusion, nx::isa::temporal_xattn, \
-     nx::isa::residual_norm, nx::isa::tap_pool}
+     nx::isa::residual_norm, nx::isa::tap_pool, nx::isa::engine_token}
 
 const Level kLevels[] = {
     NX_ROW(baseline, true),
@@ -64,8 +61,15 @@ bool positive(std::initializer_list<int64_t> sizes) {
 
 }  // namespace
 
+int nx::refuse(const char* function, const char* why) {
+    std::snprintf(message, sizeof message, "%s: %s", function, why);
+    return NX_INVALID;
+}
+
+void nx::engine_token(const EngineState& state, int64_t thread) { level().engine_token(state, thread); }
+
 #define NX_CHECK(ok, why) \
-    if (!(ok)) return refuse(__func__, why)
+    if (!(ok)) return nx::refuse(__func__, why)
 #define NX_DTYPE(a) NX_CHECK((a)->dtype == NX_F32 || (a)->dtype == NX_BF16, "dtype must be NX_F32 or NX_BF16")
 
 int nx_abi_version(void) { return NX_ABI_VERSION; }
@@ -92,7 +96,7 @@ int nx_set_isa(const char* name) {
             chosen.store(&one, std::memory_order_relaxed);
             return NX_OK;
         }
-    return refuse(__func__, "no such instruction set in this build");
+    return nx::refuse(__func__, "no such instruction set in this build");
 }
 
 int nx_cpu_expert_gate(const nx_expert_gate_args* a) {

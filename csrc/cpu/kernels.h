@@ -2,14 +2,16 @@
 #pragma once
 
 #include "../include/nanoemox.h"
+#include "engine.h"
 
-#define NX_LEVEL(isa)                                          \
-    namespace nx::isa {                                        \
-    void expert_gate(const nx_expert_gate_args& args);         \
-    void expert_fusion(const nx_expert_fusion_args& args);     \
-    void temporal_xattn(const nx_temporal_xattn_args& args);   \
-    void residual_norm(const nx_residual_norm_args& args);     \
-    void tap_pool(const nx_tap_pool_args& args);               \
+#define NX_LEVEL(isa)                                            \
+    namespace nx::isa {                                          \
+    void expert_gate(const nx_expert_gate_args& args);           \
+    void expert_fusion(const nx_expert_fusion_args& args);       \
+    void temporal_xattn(const nx_temporal_xattn_args& args);     \
+    void residual_norm(const nx_residual_norm_args& args);       \
+    void tap_pool(const nx_tap_pool_args& args);                 \
+    void engine_token(const EngineState& state, int64_t thread); \
     }
 
 NX_LEVEL(baseline)

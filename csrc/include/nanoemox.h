@@ -23,7 +23,7 @@ extern "C" {
 #define NX_ABI_VERSION 1
 
 enum { NX_OK = 0, NX_INVALID = 1 };
-enum { NX_F32 = 0, NX_BF16 = 1 };
+enum { NX_F32 = 0, NX_BF16 = 1, NX_INT8 = 2, NX_INT4 = 3 };
 
 NX_API int nx_abi_version(void);
 NX_API const char* nx_last_error(void);
@@ -124,6 +124,53 @@ typedef struct {
     double weight;
 } nx_tap_pool_args;
 NX_API int nx_cpu_tap_pool(const nx_tap_pool_args* args);
+
+/* The decode engine: one call a token runs every layer of a qwen2 or llama language model for B sequences. It keeps
+ * pointers to what the caller owns (weights, tables, cache) and has threads of its own; a call to one engine at a time.
+ *
+ * A matrix is row-major [rows, columns]. fp32, bf16: data. int8: data and a fp32 scale a row, w = scale * data. int4:
+ * columns in groups of 32, a byte holds column 64 j + i in its low half and column 64 j + 32 + i in its high half (i <
+ * 32), each the value plus 8; scales are bf16, one a row and group. int8 and int4 take columns that 64 divides. */
+typedef struct {
+    const void* data;
+    const void* scales;
+} nx_matrix;
+
+typedef struct {
+    nx_matrix q, k, v, o, gate, up, down;
+    const float* input_norm;        /* [width] */
+    const float* post_norm;         /* [width] */
+    const float* bias;              /* [(heads + 2 kv_heads) head_size], q, k and v one after the other, or null */
+} nx_engine_layer;
+
+typedef struct {
+    int64_t precision;      /* of the layers' matrices: NX_F32, NX_BF16, NX_INT8, NX_INT4 */
+    int64_t head_precision; /* of the vocabulary head: the same, but NX_INT4 */
+    int64_t dtype;          /* T, of embedding and cache: NX_F32 or NX_BF16 */
+    int64_t layers, width, mlp, heads, kv_heads, head_size, vocab, slots, capacity, threads;
+    const nx_engine_layer* layer; /* [layers] */
+    const float* norm;            /* [width], the final one */
+    nx_matrix head;               /* [vocab, width] */
+    const void* exact_head;       /* T [vocab,width] or null: computes the best logits of a quantised head anew */
+    const void* embedding;        /* T [vocab,width] */
+    const float* cosines;         /* [capacity,head_size/2], by position */
+    const float* sines;
+    void* keys;                   /* T [layers,slots,kv_heads,capacity,head_size], rotated */
+    void* values;
+    double eps;
+} nx_engine_config;
+
+typedef struct nx_engine nx_engine;
+
+/* Null on failure, with nx_last_error(). The configuration is copied, the layers too. */
+NX_API nx_engine* nx_engine_create(const nx_engine_config* config);
+NX_API void nx_engine_destroy(nx_engine* engine);
+
+/* One token each for B sequences, B at most slots: row b is put at positions[b] of slot slots[b], after the positions[b]
+ * that the cache holds. Input: ids [B], looked up in the embedding, or rows fp32 [B,width]. Output: logits fp32
+ * [B,vocab], and best [B], the first of the highest. */
+NX_API int nx_engine_step(nx_engine* engine, int64_t B, const int64_t* slots, const int64_t* positions,
+                          const int64_t* ids, const float* rows, float* logits, int64_t* best);
 
 #ifdef __cplusplus
 }

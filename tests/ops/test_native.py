@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -205,29 +206,55 @@ def test_environment_variables():
     assert status.count("NANOEMOX_KERNELS=reference") == 10
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
+AVX512 = [f"-mavx512{part}" for part in ("f", "bw", "dq", "vl")] + ["-mfma"]
+FLAGS = {
+    "baseline": [],
+    "avx2": ["-mavx2", "-mfma"],
+    "avx512": AVX512,
+    "avx512_bf16": [*AVX512, "-mavx512vnni", "-mavx512bf16"],
+}
+
+
+def build(folder, program, sanitizer, levels):
+    """tests/csrc/<program>.cpp with all of csrc, unoptimised: the sanitizers' code is slow to compile otherwise."""
+    flags = [
+        "-std=c++20",
+        "-O0",
+        "-g",
+        f"-fsanitize={sanitizer}",
+        "-fno-sanitize-recover=all",
+        "-Wno-psabi",
+        "-pthread",
+    ]
+    flags += ["-I", ROOT / "csrc/include"]
+    once = {"dispatch", "engine"}
+    jobs = [(ROOT / f"csrc/cpu/{stem}.cpp", stem, ["-DNX_X86"] if len(levels) > 1 else []) for stem in once]
+    for source in (ROOT / "csrc/cpu").glob("*.cpp"):
+        if source.stem not in once:
+            jobs += [(source, source.stem + level, [f"-DNX_ISA={level}", *FLAGS[level]]) for level in levels]
+    jobs += [(ROOT / f"tests/csrc/{name}.cpp", f"test_{name}", []) for name in program]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        commands = [["g++", *flags, *more, "-c", source, "-o", folder / f"{stem}.o"] for source, stem, more in jobs]
+        list(pool.map(lambda command: subprocess.run(command, check=True), commands))
+    objects = [folder / f"{stem}.o" for _, stem, _ in jobs if not stem.startswith("test_")]
+    for name in program:
+        run = ["g++", *flags, folder / f"test_{name}.o", *objects, "-o", folder / name]
+        subprocess.run(run, check=True)
+
+
+@pytest.mark.skipif(not shutil.which("g++") or len(LEVELS) < 4, reason="needs g++ and a CPU with every level")
 def test_sanitizers_find_nothing(tmp_path):
     """The C ABI alone, without Python, under AddressSanitizer and UBSan, at every instruction set of this CPU."""
-    flags = ["-std=c++20", "-O0", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wno-psabi"]
-    sources = ROOT / "csrc/cpu"
-    levels = {"baseline": [], "avx2": ["-mavx2", "-mfma"]}
-    avx512 = [f"-mavx512{part}" for part in ("f", "bw", "dq", "vl")] + ["-mfma"]
-    levels |= {"avx512": avx512, "avx512_bf16": [*avx512, "-mavx512vnni", "-mavx512bf16"]}
-    jobs = [("dispatch", "", ["-DNX_X86"])]
-    jobs += [
-        (s.stem, n, [f"-DNX_ISA={n}", *f])
-        for s in sources.glob("*.cpp")
-        if s.stem != "dispatch"
-        for n, f in levels.items()
-    ]
-    running = [
-        subprocess.Popen(["g++", *flags, *more, "-c", sources / f"{stem}.cpp", "-o", tmp_path / f"{stem}{name}.o"])
-        for stem, name, more in jobs
-    ]
-    assert all(job.wait() == 0 for job in running)
-    program = tmp_path / "random_shapes"
-    test = ROOT / "tests/csrc/random_shapes.cpp"
-    subprocess.run(["g++", *flags, "-I", ROOT / "csrc/include", test, *tmp_path.glob("*.o"), "-o", program], check=True)
-    done = subprocess.run([program, "40"], capture_output=True, text=True)
+    build(tmp_path, ["random_shapes", "engine"], "address,undefined", list(FLAGS))
+    for name, rounds in (("random_shapes", "30"), ("engine", "6")):
+        done = subprocess.run([tmp_path / name, rounds], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "at baseline" in done.stdout
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
+def test_thread_sanitizer_finds_nothing(tmp_path):
+    """The engine's threads; the other kernels' are OpenMP's."""
+    build(tmp_path, ["engine"], "thread", ["baseline"])
+    done = subprocess.run([tmp_path / "engine", "8"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "calls at baseline" in done.stdout

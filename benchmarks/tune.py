@@ -1,0 +1,118 @@
+"""`python benchmarks/tune.py`: tries launch settings on this GPU and writes nanoemox_kernels/configs/<GPU>.json.
+
+The file is data to review and commit. Each kernel is timed through its op at the model's sizes, batch 1 and 8, in
+device time; a setting replaces the default only where it is faster by more than 3 % over both together.
+"""
+
+import itertools
+import json
+import statistics
+import sys
+
+import torch
+
+import nanoemox_kernels as nk
+from nanoemox_kernels import _tuning
+
+BF16 = torch.bfloat16
+# kernel -> the values to try for each setting
+SPACE = {
+    "gate_hidden": {"BLOCK_N": [4, 8, 16], "BLOCK_K": [128, 256, 512], "num_warps": [2, 4, 8]},
+    "gate_combine": {"BLOCK": [128, 256, 512], "num_warps": [2, 4]},
+    "xattn_context": {"num_warps": [1, 2, 4]},
+    "rows_linear": {"BLOCK_R": [16, 32], "BLOCK_N": [16, 32, 64], "BLOCK_K": [64, 128], "num_warps": [2, 4]},
+    "residual_norm": {"num_warps": [1, 2, 4, 8]},
+    "tap_pool": {"BLOCK_D": [128, 256, 512], "num_warps": [1, 2, 4]},
+}
+
+
+def tensor(*size: int) -> torch.Tensor:
+    return (torch.randn(size) * size[-1] ** -0.5).to("cuda", BF16)
+
+
+def calls(B: int) -> dict[str, list]:
+    """kernel -> the calls of ops that launch it."""
+    E, T, D, H, W, C, M, P = 3, 8, 1024, 512, 1536, 256, 4, 768
+    gate = tensor(B, E, T, H), tensor(H, E * H), tensor(H), tensor(E, H), tensor(E)
+    face = nk.TemporalXattnWeights(
+        tensor(M, C), tensor(3 * C, C), tensor(3 * C), tensor(C, C), tensor(C), tensor(P, C), tensor(P), tensor(W, P),
+        tensor(W),
+    )  # fmt: skip
+    folded, x = nk.fold_temporal_xattn(face), tensor(B, T, C)
+    hidden, update, weight, bias = tensor(B * T, 257, D), tensor(B * T, 257, D), tensor(D), tensor(D)
+    out = torch.zeros(B * T, D, device="cuda")
+
+    def run_gate():
+        return nk.expert_gate(*gate, pooled=True)
+
+    def run_xattn():
+        return nk.temporal_xattn(x, folded)
+
+    def run_norm():
+        return nk.feature_taps_(hidden, update, weight, bias)
+
+    def run_pool():
+        return nk.tap_pool_(out, hidden, 0.25, "mean")
+
+    return {
+        "gate_hidden": [run_gate], "gate_combine": [run_gate], "xattn_context": [run_xattn], "rows_linear": [run_xattn],
+        "residual_norm": [run_norm], "tap_pool": [run_pool],
+    }  # fmt: skip
+
+
+def device_time(call, repeats: int = 50) -> float:
+    """Median device microseconds of a call inside a CUDA graph of ten."""
+    for _ in range(3):
+        call()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(10):
+            call()
+    times = []
+    for _ in range(repeats):
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        first.record()
+        graph.replay()
+        last.record()
+        torch.cuda.synchronize()
+        times.append(first.elapsed_time(last) * 100)
+    return statistics.median(times)
+
+
+def main() -> None:
+    if not torch.cuda.is_available():
+        sys.exit("tune.py needs a GPU")
+    gpu = torch.cuda.get_device_name()
+    settings = _tuning.load(gpu)
+    found = {}
+    with torch.inference_mode():
+        cases = [calls(B) for B in (1, 8)]
+        for kernel, space in SPACE.items():
+            default = dict(settings[kernel])
+
+            def total(kernel=kernel):
+                return sum(device_time(call) for case in cases for call in case[kernel])
+
+            before = best = total()
+            chosen = default
+            for values in itertools.product(*space.values()):
+                settings[kernel] = dict(zip(space, values, strict=True))
+                try:
+                    taken = total()
+                except Exception as error:  # too much shared memory, say: not a setting for this GPU
+                    print(f"{kernel} {settings[kernel]}: {str(error).splitlines()[0]}")
+                    continue
+                if taken < min(best, 0.97 * before):
+                    best, chosen = taken, settings[kernel]
+            settings[kernel] = chosen
+            if chosen != default:
+                found[kernel] = chosen
+            print(f"{kernel}: {before:.1f} -> {best:.1f} us, {chosen}")
+    path = _tuning.path(gpu)
+    rows = ",\n".join(f" {json.dumps(kernel)}: {json.dumps(chosen)}" for kernel, chosen in found.items())
+    path.write_text("{\n" + rows + "\n}\n")
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()

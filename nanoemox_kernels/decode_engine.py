@@ -1,0 +1,298 @@
+"""The decode engine: one C call a token runs every layer of a qwen2 or llama language model on the CPU.
+
+It knows tensors and sizes, no model folder. Batch 1 to the number of slots; each sequence has a slot of a static
+cache, which the caller fills with the prompt's keys (rotated) and values. csrc/include/nanoemox.h describes the call.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _native
+
+GROUP = 32  # columns that share a scale in int4
+_PANEL = 1024  # rows of a matrix that are unpacked or multiplied at a time
+
+
+class Matrix(NamedTuple):
+    """A weight [rows,columns] in one of four forms, as `nx_matrix` of the header describes them.
+
+    fp32 or bf16: data alone. int8: data int8 and scales fp32 [rows]. int4: data uint8 [rows,columns/2] and scales bf16
+    [rows,columns/32].
+    """
+
+    data: Tensor
+    scales: Tensor | None = None
+
+    @property
+    def precision(self) -> str:
+        return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8", torch.uint8: "int4"}[self.data.dtype]
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes + (0 if self.scales is None else self.scales.nbytes)
+
+
+def quantize_int8(weight: Tensor) -> Matrix:
+    """weight [rows,columns] -> int8 with a scale a row: the largest number of a row becomes 127."""
+    scales = weight.abs().amax(1).float() / 127
+    data = torch.empty(weight.shape, dtype=torch.int8)
+    for rows, source, scale in zip(data.split(1024), weight.split(1024), scales.split(1024), strict=True):
+        rows.copy_((source.float() / scale.clamp_min(1e-30)[:, None]).round_())
+    return Matrix(data, scales)
+
+
+def quantize_int4(weight: Tensor) -> Matrix:
+    """weight [rows,columns] -> int4 in groups of 32 columns; the number of largest size in a group becomes -8."""
+    rows, columns = weight.shape
+    data = torch.empty(rows, columns // 2, dtype=torch.uint8)
+    scales = torch.empty(rows, columns // GROUP, dtype=torch.bfloat16)
+    for out, scale, source in zip(data.split(1024), scales.split(1024), weight.split(1024), strict=True):
+        groups = source.float().unflatten(1, (-1, GROUP))
+        peak = groups.gather(2, groups.abs().argmax(2, keepdim=True))[..., 0]
+        scale.copy_(peak / -8)
+        step = scale.float()[..., None]
+        level = (groups / torch.where(step == 0, 1, step)).round_().clamp_(-8, 7).add_(8).to(torch.uint8)
+        low, high = level.unflatten(1, (-1, 2)).unbind(2)
+        out.copy_((low | high << 4).flatten(1))
+    return Matrix(data, scales)
+
+
+def dequantize(matrix: Matrix, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The weight [rows,columns] that a matrix stands for."""
+    if matrix.scales is None:
+        return matrix.data.to(dtype)
+    if matrix.precision == "int8":
+        return (matrix.data.float() * matrix.scales[:, None]).to(dtype)
+    pairs = matrix.data.unflatten(1, (-1, GROUP))  # [rows, columns/64, 32]
+    level = torch.stack([pairs & 15, pairs >> 4], 2).flatten(1, 2).float() - 8
+    return (level * matrix.scales.float()[..., None]).flatten(1).to(dtype)
+
+
+def multiply(x: Tensor, matrix: Matrix, bias: Tensor | None = None) -> Tensor:
+    """x [...,columns] W^T + bias, for many rows at a time, in the dtype of x, on the form that decoding uses."""
+    if matrix.scales is None:
+        return torch.nn.functional.linear(x, matrix.data.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    rows = x.flatten(0, -2)
+    out = torch.empty(len(rows), len(matrix.data), dtype=x.dtype)
+    panels = zip(*(t.split(_PANEL, dim) for t, dim in ((out, 1), (matrix.data, 0), (matrix.scales, 0))), strict=True)
+    if matrix.precision == "int8":
+        scale = rows.abs().amax(1, keepdim=True).float() / 127
+        level = (rows / torch.where(scale == 0, 1, scale)).round_().to(torch.int8)
+        for part, data, scales in panels:
+            part.copy_(torch._int_mm(level, data.t()) * scales * scale)
+    else:
+        for part, data, scales in panels:
+            part.copy_(rows @ dequantize(Matrix(data, scales), x.dtype).t())
+    out = out if bias is None else out.add_(bias.to(x.dtype))
+    return out.unflatten(0, x.shape[:-1])
+
+
+class EngineLayer(NamedTuple):
+    """A transformer layer: seven matrices, two RMSNorm weights [width], the bias of q, k and v one after the other."""
+
+    q: Matrix
+    k: Matrix
+    v: Matrix
+    o: Matrix
+    gate: Matrix
+    up: Matrix
+    down: Matrix
+    input_norm: Tensor
+    post_norm: Tensor
+    bias: Tensor | None
+
+
+@dataclass(frozen=True)
+class EngineShape:
+    """Sizes of the language model and of the cache."""
+
+    width: int
+    mlp: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    vocab: int
+    eps: float
+    slots: int = 1
+    capacity: int = 1024
+
+
+class _CMatrix(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("scales", ctypes.c_void_p)]
+
+
+class _CLayer(ctypes.Structure):
+    _fields_ = [
+        *((name, _CMatrix) for name in EngineLayer._fields[:7]),
+        *((name, ctypes.c_void_p) for name in EngineLayer._fields[7:]),
+    ]
+
+
+class _CConfig(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("precision", "head_precision", "dtype", "layers")),
+        *((name, ctypes.c_int64) for name in ("width", "mlp", "heads", "kv_heads", "head_size", "vocab")),
+        *((name, ctypes.c_int64) for name in ("slots", "capacity", "threads")),
+        *((name, ctypes.c_void_p) for name in ("layer", "norm")),
+        ("head", _CMatrix),
+        *((name, ctypes.c_void_p) for name in ("exact_head", "embedding", "cosines", "sines", "keys", "values")),
+        ("eps", ctypes.c_double),
+    ]
+
+
+_PRECISIONS = {"fp32": 0, "bf16": 1, "int8": 2, "int4": 3}
+
+
+class DecodeEngine:
+    """Runs a language model token by token on threads of its own. One call at a time; `close` ends the threads."""
+
+    def __init__(
+        self,
+        layers: Sequence[EngineLayer],
+        norm: Tensor,
+        head: Matrix,
+        embedding: Tensor,
+        cosines: Tensor,
+        sines: Tensor,
+        shape: EngineShape,
+        *,
+        exact_head: Tensor | None = None,
+        threads: int | None = None,
+    ):
+        """
+        Args:
+            norm: the final RMSNorm, [width]; embedding: [vocab,width], fp32 or bf16, the dtype of the cache.
+            exact_head: [vocab,width] in the dtype of the embedding: with an int8 head, the best logits come from it.
+            cosines, sines: [capacity, head_size/2] by position, fp32.
+
+        Raises:
+            RuntimeError: no C++ library. ValueError: shapes or forms that do not fit.
+        """
+        if _native.library is None:
+            raise RuntimeError(f"the decode engine needs the C++ library: {_native.why_not}")
+        self.shape, self._handle = shape, None
+        dtype = embedding.dtype
+        if dtype not in (torch.float32, torch.bfloat16):
+            raise ValueError(f"want an embedding in float32 or bfloat16, got {dtype}")
+        size = (len(layers), shape.slots, shape.kv_heads, shape.capacity, shape.head_size)
+        self.keys, self.values = torch.empty(size, dtype=dtype), torch.empty(size, dtype=dtype)
+        _check(layers, norm, head, embedding, cosines, sines, shape)
+        self._held: list[Any] = []  # what the library points to
+        first = layers[0].q.precision if layers else head.precision
+        table = (_CLayer * len(layers))(*(self._layer(layer) for layer in layers))
+        config = _CConfig(
+            _PRECISIONS[first], _PRECISIONS[head.precision], 0 if dtype == torch.float32 else 1, len(layers),
+            shape.width, shape.mlp, shape.heads, shape.kv_heads, shape.head_size, shape.vocab, shape.slots,
+            shape.capacity, threads or torch.get_num_threads(), ctypes.cast(table, ctypes.c_void_p),
+            self._vector(norm), self._matrix(head), None if exact_head is None else self._pointer(exact_head), self._pointer(embedding), self._vector(cosines),
+            self._vector(sines), self.keys.data_ptr(), self.values.data_ptr(), shape.eps,
+        )  # fmt: skip
+        self._config = config
+        self._logits = torch.empty(shape.slots, shape.vocab)
+        self._best = torch.empty(shape.slots, dtype=torch.int64)
+        self._handle = _native.engine_create(ctypes.byref(config))
+
+    def _pointer(self, tensor: Tensor) -> int:
+        self._held.append(tensor := tensor.detach().contiguous())
+        return tensor.data_ptr()
+
+    def _vector(self, tensor: Tensor) -> int:
+        return self._pointer(tensor.float())
+
+    def _matrix(self, matrix: Matrix) -> _CMatrix:
+        return _CMatrix(self._pointer(matrix.data), None if matrix.scales is None else self._pointer(matrix.scales))
+
+    def _layer(self, layer: EngineLayer) -> _CLayer:
+        return _CLayer(
+            *(self._matrix(matrix) for matrix in layer[:7]), self._vector(layer.input_norm),
+            self._vector(layer.post_norm), None if layer.bias is None else self._vector(layer.bias),
+        )  # fmt: skip
+
+    def step(
+        self,
+        tokens: Tensor | Sequence[int],
+        positions: Sequence[int],
+        slots: Sequence[int] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """One token each for B sequences.
+
+        Args:
+            tokens: ids [B], or embedded rows [B,width] in a float dtype.
+            positions: how many tokens of each sequence the cache holds.
+            slots: whose cache; 0 to B-1 if left out.
+
+        Returns:
+            logits [B,vocab] fp32, valid until the next step; best [B], the first of the highest logits.
+
+        Raises:
+            ValueError: a full cache, a slot or a token that does not exist. RuntimeError: a closed engine.
+        """
+        if self._handle is None:
+            raise RuntimeError("this decode engine is closed")
+        B = len(positions)
+        if len(tokens) != B or (slots is not None and len(slots) != B):
+            raise ValueError(f"want as many tokens and slots as positions, got {len(tokens)} tokens, {B} positions")
+        rows = tokens if isinstance(tokens, Tensor) and tokens.is_floating_point() else None
+        if rows is not None and tuple(rows.shape) != (B, self.shape.width):
+            raise ValueError(f"want rows [{B}, {self.shape.width}], got {list(rows.shape)}")
+        integers = ctypes.c_int64 * B
+        ids = None if rows is not None else integers(*map(int, tokens))
+        held = None if rows is None else rows.float().contiguous()
+        _native.engine_step(
+            self._handle, B, integers(*(slots if slots is not None else range(B))), integers(*positions), ids,
+            None if held is None else held.data_ptr(), self._logits.data_ptr(), self._best.data_ptr(),
+        )  # fmt: skip
+        return self._logits[:B], self._best[:B]
+
+    def close(self) -> None:
+        """End the threads and let the weights go."""
+        if self._handle is not None:
+            _native.library.nx_engine_destroy(self._handle)
+            self._handle = None
+            self._held = []
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None) is not None:
+            self.close()
+
+
+def _check(
+    layers: Sequence[EngineLayer], norm: Tensor, head: Matrix, embedding: Tensor, cosines: Tensor, sines: Tensor,
+    shape: EngineShape,
+) -> None:  # fmt: skip
+    queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+    wanted = {
+        "q": (queries, shape.width), "k": (keys, shape.width), "v": (keys, shape.width), "o": (shape.width, queries),
+        "gate": (shape.mlp, shape.width), "up": (shape.mlp, shape.width), "down": (shape.width, shape.mlp),
+        "head": (shape.vocab, shape.width),
+    }  # fmt: skip
+    forms = {matrix.precision for layer in layers for matrix in layer[:7]}
+    if len(forms) > 1:
+        raise ValueError(f"the layers' matrices must share one form, got {', '.join(sorted(forms))}")
+    named = [(f"layer {i} {name}", matrix, wanted[name]) for i, layer in enumerate(layers)
+             for name, matrix in zip(EngineLayer._fields[:7], layer[:7], strict=True)]  # fmt: skip
+    for name, matrix, (rows, columns) in [*named, ("head", head, wanted["head"])]:
+        data = (rows, columns // 2) if matrix.precision == "int4" else (rows, columns)
+        if tuple(matrix.data.shape) != data or not matrix.data.is_contiguous():
+            raise ValueError(
+                f"{name}: want a contiguous {matrix.precision} {list(data)}, got {list(matrix.data.shape)}"
+            )
+        scales = {"int8": (rows,), "int4": (rows, columns // GROUP)}.get(matrix.precision)
+        if scales is not None and (matrix.scales is None or tuple(matrix.scales.shape) != scales):
+            raise ValueError(f"{name}: want scales {list(scales)}")
+    vectors = {"norm": (norm, (shape.width,)), "embedding": (embedding, (shape.vocab, shape.width))}
+    table = (shape.capacity, shape.head_size // 2)
+    vectors |= {"cosines": (cosines, table), "sines": (sines, table)}
+    for i, layer in enumerate(layers):
+        vectors[f"layer {i} input_norm"] = layer.input_norm, (shape.width,)
+        vectors[f"layer {i} post_norm"] = layer.post_norm, (shape.width,)
+        if layer.bias is not None:
+            vectors[f"layer {i} bias"] = (layer.bias, (queries + 2 * keys,))
+    for name, (tensor, size) in vectors.items():
+        if tuple(tensor.shape) != size:
+            raise ValueError(f"{name}: want {list(size)}, got {list(tensor.shape)}")
