@@ -148,6 +148,11 @@ class _CConfig(ctypes.Structure):
 _PRECISIONS = {"fp32": 0, "bf16": 1, "int8": 2, "int4": 3}
 
 
+def why_not() -> str:
+    """Why there is no decode engine here; "" where there is one."""
+    return _native.why_not
+
+
 class DecodeEngine:
     """Runs a language model token by token on threads of its own. One call at a time; `close` ends the threads."""
 

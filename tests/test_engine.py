@@ -1,0 +1,213 @@
+"""The decode engine against Hugging Face's models: logits, greedy text, batches, ragged positions, quantised weights."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from nanoemox.config import LanguageConfig
+from nanoemox_kernels import decode_engine as engine
+
+pytestmark = pytest.mark.skipif(engine.why_not() != "", reason=f"no decode engine: {engine.why_not()}")
+
+# kind, heads, kv_heads, head_dim, tied, vocabulary: groups of 1, 2, 6 and 7
+CASES = [
+    ("qwen2", 4, 4, 64, True, 1001),
+    ("qwen2", 12, 2, 128, False, 517),
+    ("llama", 8, 4, 80, True, 333),
+    ("qwen2", 7, 1, 64, False, 700),
+    ("llama", 6, 1, 96, False, 998),
+]
+
+
+def hugging_face(kind, heads, kv_heads, head_dim, tied, vocab, dtype, layers=3, peak=1.0):
+    torch.manual_seed(0)
+    config_class, model_class = {
+        "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+        "llama": (LlamaConfig, LlamaForCausalLM),
+    }[kind]
+    config = config_class(
+        vocab_size=vocab, hidden_size=heads * head_dim, intermediate_size=320, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=head_dim, tie_word_embeddings=tied,
+        max_position_embeddings=512, bos_token_id=None, eos_token_id=None, pad_token_id=None,
+    )  # fmt: skip
+    model = model_class(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" not in name:
+                parameter.mul_(2)
+        model.lm_head.weight.mul_(peak)
+    return model.to(dtype)
+
+
+def ours(model, quantize=None):
+    """The engine's form of a copy of the model."""
+    from copy import deepcopy
+
+    from nanoemox.fast.decoding import engine_language
+
+    c = model.config
+    config = LanguageConfig(
+        vocab_size=c.vocab_size, hidden_size=c.hidden_size, mlp_size=c.intermediate_size, layers=c.num_hidden_layers,
+        heads=c.num_attention_heads, kv_heads=c.num_key_value_heads, head_dim=c.head_dim, model_type=c.model_type,
+        rms_norm_eps=c.rms_norm_eps, tied_embeddings=c.tie_word_embeddings, max_positions=512,
+    )  # fmt: skip
+    return engine_language(config, deepcopy(model), quantize)
+
+
+def teacher_forced(language, ids, prompt):
+    """Logits [B, L - prompt + 1, V] of every position from the last of the prompt on."""
+    logits, state = language.start(language.embed(ids[:, :prompt]))
+    rows = [logits.float()]
+    for t in range(prompt, ids.shape[1]):
+        rows.append(language.step(ids[:, t], state).float().clone())
+    return torch.stack(rows, 1)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_logits_are_hugging_faces_in_fp32(case):
+    model = hugging_face(*case, torch.float32)
+    ids = torch.randint(0, case[-1], (3, 40))
+    exact = model.double()(ids).logits[:, 14:]
+    low = model.float()(ids).logits[:, 14:]
+    found = teacher_forced(ours(model), ids, 15)
+    error, own = ((x.double() - exact).abs().max().item() for x in (found, low))
+    assert error <= 2 * own + torch.finfo(torch.float32).eps * 8 * exact.abs().max().item()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_bf16_errs_no_more_than_hugging_face_and_picks_the_same_tokens(case):
+    model = hugging_face(*case, torch.bfloat16, peak=2.0)
+    ids = torch.randint(0, case[-1], (4, 64))
+    low = model(ids).logits[:, 14:].float()
+    exact = model.float()(ids).logits[:, 14:]
+    found = teacher_forced(ours(model.bfloat16()), ids, 15)
+    own = (low - exact).abs().max().item()
+    assert (found - exact).abs().max().item() <= 1.2 * own
+    # Where the pick differs, the reference's own two candidates lie closer than twice its own error.
+    theirs, mine = low.argmax(-1), found.argmax(-1)
+    gap = low.gather(-1, theirs[..., None]) - low.gather(-1, mine[..., None])
+    assert gap.max().item() <= 2 * own
+    assert (theirs != mine).float().mean().item() < 0.1
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_greedy_text_is_hugging_faces(dtype):
+    model = hugging_face("qwen2", 12, 2, 64, True, 900, dtype)
+    language = ours(model)
+    ties = 0
+    for seed in range(10):
+        torch.manual_seed(seed)
+        ids = torch.randint(0, 900, (1, 5 + seed))
+        want = model.generate(ids, max_new_tokens=32, do_sample=False, output_logits=True, return_dict_in_generate=True)
+        logits, state = language.start(language.embed(ids))
+        for t, token in enumerate(want.sequences[0, ids.shape[1] :]):
+            if int(logits.argmax()) != int(token):  # counted, and the reference's token is followed
+                two = want.logits[t][0, [int(token), int(logits.argmax())]].float()
+                assert dtype == torch.bfloat16 and (two[0] - two[1]).item() <= 0.02 * want.logits[t].abs().max().item()
+                ties += 1
+            logits = language.step(token[None], state)
+    assert ties <= 6  # of 320
+
+
+@torch.inference_mode()
+def test_sequences_of_a_batch_do_not_see_each_other_and_the_cache_grows():
+    model = hugging_face("llama", 4, 2, 64, True, 300, torch.float32)
+    language = ours(model)
+    ids = torch.randint(0, 300, (5, 60))
+    together = teacher_forced(language, ids, 10)
+    for row in range(5):
+        alone = teacher_forced(language, ids[row : row + 1], 10)
+        torch.testing.assert_close(alone[0], together[row], rtol=1e-4, atol=1e-4)
+    # A cache that is full moves into a longer one in the middle of an answer.
+    from nanoemox.fast import decoding
+
+    small, decoding._ROOM = decoding._ROOM, 16
+    try:
+        torch.testing.assert_close(teacher_forced(ours(model), ids, 10), together, rtol=1e-4, atol=1e-4)
+    finally:
+        decoding._ROOM = small
+
+
+def test_int8_and_int4_stand_for_what_they_say():
+    weight = torch.randn(70, 192)
+    for quantized, bound in ((engine.quantize_int8(weight), 0.006), (engine.quantize_int4(weight), 0.15)):
+        error = (engine.dequantize(quantized) - weight).abs().max() / weight.abs().max()
+        assert error < bound
+        x = torch.randn(9, 192)
+        product = engine.multiply(x, quantized, torch.ones(70))
+        exact = x.double() @ engine.dequantize(quantized).double().t() + 1
+        assert (product - exact).abs().max() < 0.02 * exact.abs().max()
+    assert torch.equal(engine.dequantize(engine.quantize_int4(torch.zeros(2, 64))), torch.zeros(2, 64))
+    assert torch.equal(engine.dequantize(engine.quantize_int8(torch.zeros(2, 64))), torch.zeros(2, 64))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("quantize", "bound"), [("int8", 0.02), ("int4", 0.03)])
+def test_quantised_engine_is_the_model_with_quantised_weights(quantize, bound):
+    """Against Hugging Face with the dequantised matrices: only the activations' rounding is left."""
+    model = hugging_face("qwen2", 4, 2, 64, False, 300, torch.float32)
+    language = ours(model, quantize)
+    form = {"int8": engine.quantize_int8, "int4": engine.quantize_int4}[quantize]
+    for layer in model.model.layers:
+        for part in (*(getattr(layer.self_attn, f"{x}_proj") for x in "qkvo"), *layer.mlp.children()):
+            if hasattr(part, "weight"):
+                part.weight.copy_(engine.dequantize(form(part.weight)))
+    ids = torch.randint(0, 300, (2, 30))
+    want, found = model(ids).logits[:, 9:], teacher_forced(language, ids, 10)
+    assert (found - want).pow(2).mean().sqrt() < bound * want.pow(2).mean().sqrt()
+
+
+def test_what_is_refused():
+    model = hugging_face("qwen2", 4, 4, 64, True, 100, torch.float32)
+    language = ours(model)
+    _, state = language.start(language.embed(torch.randint(0, 100, (1, 4))))
+    held = language.engine
+    with pytest.raises(ValueError, match="no such token"):
+        held.step([100], [4])
+    with pytest.raises(ValueError, match="the cache is full"):
+        held.step([1], [held.shape.capacity])
+    with pytest.raises(ValueError, match="2 tokens, 1 positions"):
+        held.step([1, 2], [4])
+    with pytest.raises(ValueError, match=r"rows \[1, 256\], got \[1, 3\]"):
+        held.step(torch.zeros(1, 3), [4])
+    held.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        held.step([1], [4])
+    layer = language.layers[0]
+    with pytest.raises(ValueError, match=r"layer 0 q: want a contiguous fp32 \[256, 256\], got \[3, 3\]"):
+        engine.DecodeEngine(
+            [layer._replace(q=engine.Matrix(torch.zeros(3, 3)))], language.norm, language.head, language.embedding,
+            *language.rotary(8), engine.EngineShape(256, 320, 4, 4, 64, 100, 1e-6, capacity=8),
+        )  # fmt: skip
+
+
+@torch.inference_mode()
+def test_engines_leave_no_thread_and_no_memory_behind():
+    import gc
+    import resource
+    import threading
+    from pathlib import Path
+
+    def threads():
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    model = hugging_face("qwen2", 4, 4, 64, True, 500, torch.float32)
+    language = ours(model)
+    ids = torch.randint(0, 500, (1, 4))
+    language.start(language.embed(ids))
+    before, peak = threads(), None
+    for index in range(300):
+        logits, state = language.start(language.embed(ids))
+        language.step(logits.argmax(-1), state)
+        if index % 30 == 0:
+            again = ours(model)
+            again.start(again.embed(ids))
+            del again
+            gc.collect()
+        if index == 60:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert threads() <= before and threading.active_count() >= 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < peak + 20_000
