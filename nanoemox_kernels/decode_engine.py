@@ -194,8 +194,9 @@ class DecodeEngine:
             _PRECISIONS[first], _PRECISIONS[head.precision], 0 if dtype == torch.float32 else 1, len(layers),
             shape.width, shape.mlp, shape.heads, shape.kv_heads, shape.head_size, shape.vocab, shape.slots,
             shape.capacity, threads or torch.get_num_threads(), ctypes.cast(table, ctypes.c_void_p),
-            self._vector(norm), self._matrix(head), None if exact_head is None else self._pointer(exact_head), self._pointer(embedding), self._vector(cosines),
-            self._vector(sines), self.keys.data_ptr(), self.values.data_ptr(), shape.eps,
+            self._vector(norm), self._matrix(head), None if exact_head is None else self._pointer(exact_head),
+            self._pointer(embedding), self._vector(cosines), self._vector(sines), self.keys.data_ptr(),
+            self.values.data_ptr(), shape.eps,
         )  # fmt: skip
         self._config = config
         self._logits = torch.empty(shape.slots, shape.vocab)

@@ -1,4 +1,4 @@
-"""The decode engine against Hugging Face's models: logits, greedy text, batches, ragged positions, quantised weights."""
+"""The decode engine against Hugging Face's models: logits, greedy text, batches, quantised weights."""
 
 import pytest
 import torch
