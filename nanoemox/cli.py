@@ -177,11 +177,12 @@ def _info(args: argparse.Namespace) -> int:
 
     from .bundle import CONFIG, index, sha256
     from .config import NanoEmoXConfig
-    from .loading import find, resolve
+    from .loading import fast_parts, find, resolve
 
     device, dtype = resolve(args.device, args.dtype)
     folder = find(args.model)
     config = NanoEmoXConfig.from_json(folder / CONFIG)
+    fast = fast_parts(config)
     entries = index(sorted(folder.glob("*.safetensors")))
     if not entries:
         raise CheckpointError(f"{folder}: no *.safetensors in it")
@@ -195,7 +196,7 @@ def _info(args: argparse.Namespace) -> int:
         "transformers": transformers.__version__,
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
-        "fast": "reference: this version has no accelerated form yet, so fast=True runs the reference",
+        "fast": dict.fromkeys(fast, "reference (--no-fast)") if args.no_fast else fast,
         "model": config.name,
         "folder": str(folder),
         "sha256": sha256(folder),
@@ -209,8 +210,8 @@ def _info(args: argparse.Namespace) -> int:
     else:
         for key, value in info.items():
             if isinstance(value, dict):
-                for part, count in value.items():
-                    print(f"  {part:<32}{count:>15,}")
+                for part, entry in value.items():
+                    print(f"{key:<14}{part}: {entry}" if isinstance(entry, str) else f"  {part:<32}{entry:>15,}")
             else:
                 shown = (
                     f"{value:,}" if isinstance(value, int) else ", ".join(value) if isinstance(value, list) else value

@@ -30,7 +30,8 @@ def load(
 
     Args:
         source: "demo", a bundle folder, or a Hugging Face id (through its cache; HF_HUB_OFFLINE is honoured).
-        fast: the accelerated form. This version has none yet and serves the reference; `nanoemox info` says so.
+        fast: the accelerated form, for inference; `nanoemox info` says which parts have none. False: the plain
+            PyTorch reference, which also trains.
         device: "auto" is cuda where there is one, else cpu.
         dtype: "auto" is bfloat16 where the device multiplies it natively, else float32. float16 overflows in the
             language model and is refused.
@@ -55,9 +56,19 @@ def load(
     model.to(device)  # the buffers
     if left := [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]:
         raise RuntimeError(f"never given a value: {left[:5]}")
-    model.tokenizer, model.templates = tokenizer, Templates.from_folder(folder)
-    model.source, model.fast = folder, fast
+    model.tokenizer, model.templates, model.source = tokenizer, Templates.from_folder(folder), folder
+    if fast:
+        from .fast import accelerate
+
+        model = accelerate(model)
     return model.eval().requires_grad_(False)
+
+
+def fast_parts(config: NanoEmoXConfig) -> dict[str, str]:
+    """Part of the model -> "fast", or "reference" and why, for load(fast=True)."""
+    from .fast import why_not
+
+    return {part: f"reference ({reason})" if reason else "fast" for part, reason in why_not(config).items()}
 
 
 def resolve(device: str | torch.device, dtype: str | torch.dtype) -> tuple[torch.device, torch.dtype]:

@@ -51,7 +51,7 @@ def _open() -> tuple[Any, str]:
     library.nx_engine_create.restype = ctypes.c_void_p
     library.nx_engine_create.argtypes = [ctypes.c_void_p]
     library.nx_engine_destroy.argtypes = [ctypes.c_void_p]
-    library.nx_engine_step.argtypes = [ctypes.c_void_p, ctypes.c_int64] + [ctypes.c_void_p] * 6
+    library.nx_engine_step.argtypes = [ctypes.c_void_p, ctypes.c_int64, *[ctypes.c_void_p] * 6]
     for name, args in _Args.items():
         getattr(library, f"nx_cpu_{name}").argtypes = [ctypes.POINTER(args)]
     return library, ""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ._tuning import tuned
 
@@ -26,7 +27,7 @@ ARCHITECTURES = {
 }
 RTX4090_BANDWIDTH = 1008e9
 BF16, FP32 = torch.bfloat16, torch.float32
-_POINTERS = {BF16: "*bf16", FP32: "*fp32"}
+_POINTERS = {BF16: "*bf16", torch.float16: "*fp16", FP32: "*fp32"}
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Row:
 
 def cases() -> Iterator[Case]:
     """Sizes of the published model at batch 1; architecture sections 2, 7 and 8."""
+    from .ops.expert_fusion import kernel as fusion
     from .ops.expert_gate.kernel import _gate_combine, _gate_hidden
     from .ops.feature_taps.kernel import _residual_norm, _tap_pool
     from .ops.temporal_xattn.kernel import _rows_linear, _xattn_context
@@ -83,10 +85,56 @@ def cases() -> Iterator[Case]:
     for name, K, N, out, gelu in (("xattn hidden", h * C, P, FP32, True), ("xattn tokens", P, W, BF16, False)):
         yield Case(
             name, _rows_linear,
-            dict(out_ptr=out, rows_ptr=FP32, weight_ptr=BF16, bias_ptr=BF16, R=M, K=K, N=N, GELU=gelu,
-                 **tuned("rows_linear")),
-            2 * (N * K + N) + 4 * M * K + out.itemsize * M * N,
+            dict(out_ptr=out, rows_ptr=FP32, weight_ptr=BF16, bias_ptr=FP32, residual_ptr=FP32, R=M, E=1, K=K, N=N,
+                 HAS_RESIDUAL=False, GELU=gelu, PARTS=2, **tuned("rows_linear")),
+            2 * N * K + 4 * (N + M * K) + out.itemsize * M * N,
         )  # fmt: skip
+    # expert_fusion: R rows (b, t) a modality, `row` bytes of fp32 for one of all experts
+    D, R, h, row = 1024, T, 8, 4 * E * H
+    yield Case(
+        "fusion_project", fusion._fusion_project,
+        dict(rows_ptr=FP32, audio_ptr=BF16, vision_ptr=BF16, audio_weight_ptr=BF16, vision_weight_ptr=BF16,
+             bias_ptr=FP32, RA=R, RV=R, TA=T, TV=T, DA=D, DV=D, H=H, stride_ab=T * E * D, stride_at=E * D,
+             stride_vb=T * E * D, stride_vt=E * D, E=E, PARTS=fusion._ALL, **tuned("fusion_project")),
+        2 * (2 * H * D + 2 * R * E * D) + 4 * H + 2 * R * row,
+    )  # fmt: skip
+    yield Case(
+        "fusion_qkv", fusion._fusion_qkv,
+        dict(qkv_ptr=FP32, rows_ptr=FP32, weight_ptr=BF16, bias_ptr=FP32, RA=R, RV=R, H=H, E=E, PARTS=fusion._ALL,
+             **tuned("fusion_qkv")),
+        2 * E * 3 * H * H + row * (2 * R + 1 + 3 * R),
+    )  # fmt: skip
+    settings = tuned("fusion_attend")
+    width, parts = settings["BLOCK_N"], 4 * R * E * (H // settings["BLOCK_N"])
+    yield Case(
+        "fusion_attend", fusion._fusion_attend,
+        dict(residual_ptr=FP32, mean_ptr=FP32, square_ptr=FP32, attention_ptr=FP32, qkv_ptr=FP32, rows_ptr=FP32,
+             weight_ptr=BF16, bias_ptr=FP32, RA=R, RV=R, TA=T, TV=T, H=H, scale=0.125, E=E, C=H // h, PARTS=fusion._ALL,
+             SPLIT=False, BLOCK_S=8, BLOCK_C=64, **fusion._tiling(T, settings["BLOCK_R"]), **settings),
+        2 * E * H * H + row * (3 * R + R + 1 + R) + 4 * E * h * T * T + 2 * parts,
+    )  # fmt: skip
+    settings = tuned("fusion_hidden")
+    yield Case(
+        "fusion_hidden", fusion._fusion_hidden,
+        dict(hidden_ptr=FP32, pooled_ptr=FP32, residual_ptr=FP32, mean_ptr=FP32, square_ptr=FP32, norm_ptr=FP32,
+             norm_bias_ptr=FP32, weight_ptr=BF16, bias_ptr=FP32, R=R, T=T, H=H, NP=H // width, eps=1e-5, E=E,
+             PARTS=fusion._ALL, WIDTH=width, BLOCK_P=H // width, **fusion._tiling(T, settings["BLOCK_R"]), **settings),
+        2 * E * H * H + row * (R + 3 + 2) + 2 * parts,
+    )  # fmt: skip
+    for name, e, K, gelu in (("fusion_last", E, H, False), ("fusion_gate", 1, E * H, True)):
+        yield Case(
+            name, _rows_linear,
+            dict(out_ptr=FP32, rows_ptr=FP32, weight_ptr=BF16, bias_ptr=FP32, residual_ptr=FP32, R=1, E=e, K=K, N=H,
+                 HAS_RESIDUAL=not gelu, GELU=gelu, PARTS=fusion._ALL, **tuned(name)),
+            2 * e * K * H + 4 * e * (K + (2 if gelu else 3) * H),
+        )  # fmt: skip
+    yield Case(
+        "fusion_token", fusion._fusion_token,
+        dict(token_ptr=BF16, gates_ptr=FP32, pooled_ptr=FP32, hidden_ptr=FP32, gate_ptr=BF16, gate_bias_ptr=FP32,
+             weight_ptr=BF16, bias_ptr=FP32, R=1, H=H, W=W, E=E, PARTS=fusion._ALL, LAST_PARTS=fusion._MOST, BLOCK_E=16,
+             **tuned("fusion_token")),
+        2 * (E * H + W * H + W) + row + 4 * (H + W + 2 * E),
+    )  # fmt: skip
     for name, R, N in (("residual_norm vision", 8, 257), ("residual_norm audio", 8, 99)):
         D = 1024
         yield Case(
@@ -104,31 +152,43 @@ def cases() -> Iterator[Case]:
     )  # fmt: skip
 
 
-def compile_case(case: Case, arch: str) -> Row:
-    """Compile one kernel for `arch` and read its resources off the machine code."""
-    import triton
-    from triton.backends.compiler import GPUTarget
+def specialise(kernel: Any, arguments: dict[str, Any]) -> tuple[Any, dict[str, int]]:
+    """(source, options) for triton.compile, as a launch with these arguments would have them.
+
+    Args:
+        arguments: by name, num_warps and num_stages among them; a pointer is a tensor, or the dtype of an aligned one.
+    """
     from triton.compiler import ASTSource
 
-    options = {key: case.arguments[key] for key in ("num_warps", "num_stages") if key in case.arguments}
     signature: dict[str, str] = {}
     constants: dict[tuple[int, ...], Any] = {}
-    attributes: dict[tuple[int, ...], list] = {}
-    for position, parameter in enumerate(case.kernel.params):
-        value = case.arguments[parameter.name]
-        if parameter.is_constexpr or (type(value) is int and value == 1):  # a 1 is specialised at a launch too
+    aligned: list[int] = []
+    for position, parameter in enumerate(kernel.params):
+        value, specialised = arguments[parameter.name], not parameter.do_not_specialize
+        if parameter.is_constexpr or (type(value) is int and value == 1 and specialised):
             signature[parameter.name] = "constexpr"
             constants[(position,)] = value
-        elif isinstance(value, torch.dtype):
-            signature[parameter.name] = _POINTERS[value]
-            attributes[(position,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, torch.dtype | Tensor):
+            signature[parameter.name] = _POINTERS[value if isinstance(value, torch.dtype) else value.dtype]
+            if isinstance(value, torch.dtype) or value.data_ptr() % 16 == 0:
+                aligned.append(position)
         elif isinstance(value, float):
             signature[parameter.name] = "fp32"
         else:
             signature[parameter.name] = "i32"
-            if value % 16 == 0:
-                attributes[(position,)] = [["tt.divisibility", 16]]
-    source = ASTSource(fn=case.kernel, signature=signature, constexprs=constants, attrs=attributes)
+            if value % 16 == 0 and specialised:
+                aligned.append(position)
+    attributes = {(position,): [["tt.divisibility", 16]] for position in aligned}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    return source, {key: arguments[key] for key in ("num_warps", "num_stages") if key in arguments}
+
+
+def compile_case(case: Case, arch: str) -> Row:
+    """Compile one kernel for `arch` and read its resources off the machine code."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    source, options = specialise(case.kernel, case.arguments)
     compiled = triton.compile(source, target=GPUTarget("cuda", int(arch[3:]), 32), options=options)
     registers, spills, wide, loads = _read(compiled.asm["cubin"])
     shared, warps = compiled.metadata.shared, compiled.metadata.num_warps

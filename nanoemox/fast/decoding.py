@@ -53,8 +53,7 @@ class EngineLanguage(nn.Module):
             exact_head: the head as it was before it was quantised.
         """
         super().__init__()
-        self.config, self.layers, self.norm, self.head = config, layers, norm, head
-        self.register_buffer("embedding", embedding, persistent=False)
+        self.config, self.layers, self.norm, self.head, self.embedding = config, layers, norm, head, embedding
         self.rotary, self.exact_head = rotary, exact_head
         self.engine: DecodeEngine | None = None
 
@@ -132,7 +131,12 @@ class EngineLanguage(nn.Module):
 
 def engine_language(config: LanguageConfig, base: Any, quantize: str | None = None) -> EngineLanguage:
     """From Hugging Face's model without adapters, which is left hollow: its matrices are handed over one by one."""
-    form: Callable[[Tensor], Matrix] = {None: Matrix, "int8": quantize_int8, "int4": quantize_int4}[quantize]
+    forms: dict[str | None, Callable[[Tensor], Matrix]] = {
+        None: Matrix,
+        "int8": quantize_int8,
+        "int4": quantize_int4,
+    }
+    form = forms[quantize]
 
     def take(linear: Any) -> Matrix:
         weight, linear.weight = linear.weight.detach(), None
@@ -148,13 +152,14 @@ def engine_language(config: LanguageConfig, base: Any, quantize: str | None = No
         bias = None if parts[0].bias is None else torch.cat([part.bias.detach() for part in parts])
         matrices = [take(part) for part in (*parts, attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)]
         norms = [norm.weight.detach() for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
-        layers.append(EngineLayer(*matrices, *norms, bias))
+        layers.append(EngineLayer._make([*matrices, *norms, bias]))
     embedding, head = (part.weight.detach() for part in (base.model.embed_tokens, base.lm_head))
     turn = base.model.rotary_emb
 
     def rotary(positions: int) -> tuple[Tensor, Tensor]:
         both = turn(torch.zeros(1), torch.arange(positions)[None])
-        return tuple(t[0, :, : config.head_dim // 2].contiguous() for t in both)  # type: ignore[return-value]
+        cosines, sines = (t[0, :, : config.head_dim // 2].contiguous() for t in both)
+        return cosines, sines
 
     norm = base.model.norm.weight.detach()
     if quantize is None:

@@ -1,12 +1,48 @@
-"""expert_fusion: the definition against the model's module, its gradient, and what is refused."""
+"""expert_fusion: the definition against the model's module, the fold, kernels and gradient, and what is refused."""
 
 import pytest
 import torch
+from support import DTYPES, assert_as_good_as, random
 
 import nanoemox_kernels as nk
 from nanoemox.config import FusionConfig
 from nanoemox.fusion import MultiscaleFusion
-from nanoemox_kernels.ops.expert_fusion import reference
+from nanoemox_kernels.ops.expert_fusion import op, reference
+from nanoemox_kernels.ops.expert_fusion.kernel import expert_fusion_fwd
+
+# B, Ta, Tv, E, Da, Dv, H, heads, W: the model's (narrower), odd, one step, many clips, two tiles of steps and many
+# blocks of keys, a wide head, smallest, empty
+SHAPES = [
+    (2, 8, 8, 3, 64, 48, 32, 4, 24),
+    (3, 5, 6, 2, 9, 7, 12, 4, 7),
+    (5, 1, 4, 2, 8, 8, 20, 2, 5),
+    (17, 2, 3, 3, 8, 8, 24, 2, 5),
+    (2, 20, 100, 2, 8, 8, 24, 2, 5),
+    (3, 4, 3, 1, 16, 16, 72, 1, 9),
+    (1, 1, 1, 1, 1, 1, 1, 1, 1),
+    (0, 8, 8, 3, 8, 8, 8, 2, 8),
+]
+
+
+def folded_of(shape, dtype, device):
+    """Folded weights of any shape, with their audio and vision."""
+    B, Ta, Tv, E, Da, Dv, H, _, W = shape
+    sizes = [
+        (H, Da), (H,), (H, Dv), (H,), (E, 3 * H, H), (E, 3 * H), (E, H, H), (E, H), (E, H), (E, H), (E, H, H), (E, H),
+        (E, H, H), (E, H), (H, E * H), (H,), (E, H), (E,), (W, H), (W,),
+    ]  # fmt: skip
+    raw = [random(s, dtype, device, 0.1 if i % 2 else s[-1] ** -0.5) for i, s in enumerate(sizes)]  # odd: biases
+    raw[8] = 1 + random((E, H), dtype, device, 0.1)  # LayerNorm
+    audio, vision = random((B, Ta, E * Da), dtype, device), random((B, Tv, E * Dv), dtype, device)
+    return nk.fold_expert_fusion(nk.ExpertFusionWeights(*raw)), audio, vision
+
+
+def judge(got, audio, vision, folded, heads):
+    low = reference.expert_fusion_folded(audio, vision, folded, heads)
+    wide = nk.FoldedExpertFusion(*(t.double() for t in folded))
+    exact = reference.expert_fusion_folded(audio.double(), vision.double(), wide, heads)
+    for g, w, e in zip(got, low, exact, strict=True):
+        assert_as_good_as(g, w, e)
 
 
 def weights_of(fusion, dtype=torch.float32):
@@ -49,6 +85,84 @@ def test_folding_changes_nothing(B, Ta, Tv):
     raw = nk.expert_fusion(audio, vision, weights, need_attention=True, heads=4)
     folded = nk.expert_fusion(audio, vision, nk.fold_expert_fusion(weights), need_attention=True, heads=4)
     torch.testing.assert_close(folded, raw, rtol=0, atol=1e-12)
+
+
+def test_key_bias_is_not_seen():
+    weights = weights_of(make(), torch.float64)
+    audio, vision = (torch.randn(2, 8, n, dtype=torch.float64) for n in (36, 30))
+    bias = weights.cross_attns_in_proj_bias.clone()
+    bias[:, 16:32] += 3  # the keys'
+    shifted = weights._replace(cross_attns_in_proj_bias=bias)
+    torch.testing.assert_close(
+        nk.expert_fusion(audio, vision, shifted, need_attention=True, heads=4),
+        nk.expert_fusion(audio, vision, weights, need_attention=True, heads=4),
+        rtol=0,
+        atol=1e-12,
+    )
+
+
+def test_folding_multiplies_no_matrix_out():
+    weights = weights_of(make())
+    folded = nk.fold_expert_fusion(weights)
+    assert {t.data_ptr() for t in folded} >= {
+        t.data_ptr() for n, t in weights._asdict().items() if "ffns_0" not in n and n.endswith("weight")
+    }
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_kernel_matches_the_folded_definition(shape, dtype, device):
+    folded, audio, vision = folded_of(shape, dtype, device)
+    B, Ta, Tv, E, *_, heads, W = shape
+    got = op._cuda(audio, vision, list(folded), heads)
+    assert [list(t.shape) for t in got] == [[B, W], [B, E], [B, E, heads, Ta, Tv]]
+    judge(got, audio, vision, folded, heads)
+
+
+def test_kernel_takes_mixed_dtypes(device):
+    folded, audio, vision = folded_of(SHAPES[1], torch.float16, device)
+    audio = audio.float()
+    judge(expert_fusion_fwd(audio, vision, folded, 4), audio, vision, folded, 4)
+
+
+def test_kernel_takes_strided_inputs(device):
+    folded, audio, vision = folded_of(SHAPES[1], torch.float32, device)
+    audio = audio.transpose(0, 1).contiguous().transpose(0, 1)
+    vision = vision.mT.contiguous().mT
+    strided = nk.FoldedExpertFusion(*(t.mT.contiguous().mT if t.ndim > 1 else t for t in folded))
+    judge(expert_fusion_fwd(audio, vision, strided, 4), audio, vision, folded, 4)
+
+
+@pytest.mark.parametrize("Tv", [8, 70])
+def test_kernel_with_extreme_values(Tv, device):
+    folded, audio, vision = folded_of((2, 8, Tv, 2, 32, 32, 32, 2, 8), torch.float32, device)
+    audio, vision = 1e4 * audio, 1e4 * vision  # scores of 1e8: their exponential overflows
+    got = expert_fusion_fwd(audio, vision, folded, 2)
+    judge(got, audio, vision, folded, 2)
+    torch.testing.assert_close(got[2].sum(-1), torch.ones(2, 2, 2, 8, device=device))
+
+
+@pytest.mark.parametrize("Tv", [8, 40])
+@pytest.mark.parametrize("modality", ["audio", "vision"])
+def test_nan_stays_in_its_clip(modality, Tv, device):
+    folded, audio, vision = folded_of((5, 4, Tv, 2, 8, 8, 16, 2, 8), torch.float32, device)
+    clean = expert_fusion_fwd(audio, vision, folded, 2)
+    (audio if modality == "audio" else vision)[2, 1, 3] = float("nan")
+    token, gates, attention = expert_fusion_fwd(audio, vision, folded, 2)
+    assert token[2].isnan().all() and gates[2].isnan().all()
+    wanted = torch.zeros_like(attention[2], dtype=torch.bool)
+    wanted[0, :, 1 if modality == "audio" else slice(None)] = True  # the first expert's: of one step, or of all
+    assert torch.equal(attention[2].isnan(), wanted)
+    others = [0, 1, 3, 4]
+    for a, b in zip((token, gates, attention), clean, strict=True):
+        assert torch.equal(a[others], b[others])
+
+
+def test_other_dtypes_go_to_the_definition(device):
+    folded, audio, vision = folded_of(SHAPES[1], torch.float64, device)
+    got = op._cuda(audio, vision, list(folded), 4)
+    for g, e in zip(got, reference.expert_fusion_folded(audio, vision, folded, 4), strict=True):
+        assert torch.equal(g, e)
 
 
 def test_op_gradient_and_compilation():

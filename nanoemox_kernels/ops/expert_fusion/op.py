@@ -5,9 +5,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._library import register
+from ... import _native
+from ..._library import KERNEL_DTYPES, register
 from . import reference
+from .native import expert_fusion_cpu
 from .reference import ExpertFusionWeights, FoldedExpertFusion
+
+
+def _cpu(audio: Tensor, vision: Tensor, folded: list[Tensor], heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    w = FoldedExpertFusion(*folded)
+    if not _native.takes(
+        audio, vision, w.audio, w.vision, w.qkv, w.out, w.hidden, w.last, w.gate_hidden, w.gate, w.project
+    ):
+        return _reference(audio, vision, folded, heads)
+    return expert_fusion_cpu(audio, vision, w, heads)
+
+
+def _cuda(audio: Tensor, vision: Tensor, folded: list[Tensor], heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    if any(t.dtype not in KERNEL_DTYPES for t in (audio, vision, *folded)):
+        return _reference(audio, vision, folded, heads)
+    from .kernel import expert_fusion_fwd  # Triton comes in here and nowhere else
+
+    return expert_fusion_fwd(audio, vision, FoldedExpertFusion(*folded), heads)
 
 
 def _reference(audio: Tensor, vision: Tensor, folded: list[Tensor], heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -43,6 +62,8 @@ _op = register(
     "expert_fusion(Tensor audio, Tensor vision, Tensor[] folded, int heads) -> (Tensor, Tensor, Tensor)",
     reference=_reference,
     fake=_fake,
+    cuda=_cuda,
+    cpu=_cpu,
     grad=(_setup, _backward),
 )
 

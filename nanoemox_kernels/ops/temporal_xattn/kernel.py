@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..._tuning import tuned
+from .._dot import gelu, rows_dot
 from .reference import FoldedTemporalXattn
 
 
@@ -35,34 +36,27 @@ def _xattn_context(
 
 @triton.jit(do_not_specialize=["R"])  # the number of rows varies with the batch
 def _rows_linear(
-    out_ptr, rows_ptr, weight_ptr, bias_ptr,
-    R, K, N,
-    GELU: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    out_ptr, rows_ptr, weight_ptr, bias_ptr, residual_ptr,
+    R, E, K, N,
+    HAS_RESIDUAL: tl.constexpr, GELU: tl.constexpr, PARTS: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):
-    """out [R,N] = rows [R,K] (fp32) W^T + b, a tile a program, so that a weight is read once for BLOCK_R rows."""
+    """out [R,E,N] = rows [R,E,K] W[e]^T + b[e], a tile a program, so that a weight is read once for BLOCK_R rows."""
+    e = tl.program_id(2).to(tl.int64)
     offs_r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_r, mask_n = offs_r < R, offs_n < N
-    acc = tl.zeros([BLOCK_R, BLOCK_N], dtype=tl.float32)
-    for k in range(0, K, BLOCK_K):
-        offs_k = k + tl.arange(0, BLOCK_K)
-        mask_k = offs_k < K
-        x = tl.load(rows_ptr + offs_r[:, None] * K + offs_k[None, :], mask=mask_r[:, None] & mask_k[None, :], other=0.0)
-        w = tl.load(
-            weight_ptr + offs_n[:, None].to(tl.int64) * K + offs_k[None, :],
-            mask=mask_n[:, None] & mask_k[None, :], other=0.0,
-        )
-        if w.dtype == tl.bfloat16:  # two bf16 halves of x keep 16 of its bits, on tensor cores
-            high = x.to(tl.bfloat16)
-            low = (x - high.to(tl.float32)).to(tl.bfloat16)
-            acc = tl.dot(low, tl.trans(w), tl.dot(high, tl.trans(w), acc))
-        else:
-            acc = tl.dot(x, tl.trans(w.to(tl.float32)), acc, input_precision="tf32x3")
-    acc += tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
+    rows = rows_ptr + (offs_r * E + e) * K
+    weight = weight_ptr + (e * N + offs_n) * K
+    acc = rows_dot(rows, mask_r, weight, mask_n, K, PARTS, BLOCK_R, BLOCK_N, BLOCK_K)
+    acc += tl.load(bias_ptr + e * N + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
+    place = (offs_r[:, None] * E + e) * N + offs_n[None, :]
+    mask = mask_r[:, None] & mask_n[None, :]
     if GELU:
-        acc = 0.5 * acc * (1.0 + tl.erf(acc * 0.7071067811865476))
-    place = out_ptr + offs_r[:, None] * N + offs_n[None, :]
-    tl.store(place, acc.to(out_ptr.dtype.element_ty), mask=mask_r[:, None] & mask_n[None, :])
+        acc = gelu(acc)
+    if HAS_RESIDUAL:
+        acc += tl.load(residual_ptr + place, mask=mask, other=0.0)
+    tl.store(out_ptr + place, acc.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 def temporal_xattn_fwd(x: Tensor, weights: FoldedTemporalXattn) -> tuple[Tensor, Tensor]:
@@ -83,10 +77,12 @@ def temporal_xattn_fwd(x: Tensor, weights: FoldedTemporalXattn) -> tuple[Tensor,
             context, attention, x, scores, T, C, M, *x.stride()[:2],
             HEADS=heads, BLOCK_T=triton.next_power_of_2(T), BLOCK_C=triton.next_power_of_2(C), **tuned("xattn_context"),
         )
-        for result, given, weight, bias, K, N, gelu in (
+        for result, given, weight, bias, K, N, activate in (
             (hidden, context, mix, mix_bias, heads * C, P, True),
             (out, hidden, project, project_bias, P, W, False),
         ):
             grid = triton.cdiv(rows, settings["BLOCK_R"]), triton.cdiv(N, settings["BLOCK_N"])
-            _rows_linear[grid](result, given, weight, bias, rows, K, N, GELU=gelu, **settings)
+            _rows_linear[grid](
+                result, given, weight, bias, bias, rows, 1, K, N, HAS_RESIDUAL=False, GELU=activate, PARTS=2, **settings
+            )
     return out, attention

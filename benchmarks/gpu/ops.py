@@ -1,0 +1,151 @@
+"""The fused ops as benchmarks call them: inputs of a size, and implementations as functions of them."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import nanoemox_kernels as nk
+from nanoemox_kernels.ops.expert_fusion import reference as fusion
+from nanoemox_kernels.ops.expert_gate import reference as gate
+from nanoemox_kernels.ops.feature_taps import reference as taps
+from nanoemox_kernels.ops.temporal_xattn import reference as xattn
+
+Function = Callable[..., tuple[Tensor, ...]]
+
+
+@dataclass
+class Case:
+    """One op at one size. The first implementation is ours, the second the definition in eager PyTorch.
+
+    Each takes `inputs` and returns what it wrote, inputs that it updates in place included.
+    """
+
+    name: str
+    inputs: list[Tensor]
+    functions: dict[str, Function]
+    moved: int  # bytes at least
+    flops: int
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The published model's by default (architecture sections 2, 7 and 8)."""
+
+    E: int = 3  # experts
+    T: int = 8  # frames and windows of a clip
+    D: int = 1024  # encoder width
+    H: int = 512  # fusion width
+    W: int = 1536  # language-model width
+    C: int = 256  # face features
+    M: int = 4  # face queries
+    P: int = 768  # face projector
+    vision: int = 257  # rows of a frame
+    audio: int = 99  # rows of a window
+
+
+SMALL = Sizes(T=5, D=96, H=72, W=40, C=40, M=3, P=56, vision=17, audio=9)  # masks of every kind
+
+
+def compiled(function: Callable) -> Callable:
+    return torch.compile(function, dynamic=False, fullgraph=True)  # a break would make the rival slow unseen
+
+
+def cases(B: int, dtype: torch.dtype, sizes: Sizes | None = None, device: str = "cuda") -> Iterator[Case]:
+    """Every op on B clips. Numbers are drawn on the CPU, so that few kernels but the ops' own run on the GPU."""
+    s = sizes or Sizes()
+    random = torch.Generator().manual_seed(0)
+
+    def tensor(*size: int) -> Tensor:
+        return (torch.randn(size, generator=random) * size[-1] ** -0.5).to(dtype).to(device)
+
+    for make in (_gate, _fusion, _xattn, _taps):
+        yield from make(B, s, tensor)
+
+
+def _gate(B: int, s: Sizes, tensor: Callable[..., Tensor]) -> Iterator[Case]:
+    E, H = s.E, s.H
+    inputs = [tensor(B, E, s.T, H), tensor(H, E * H), tensor(H), tensor(E, H), tensor(E)]
+    fused = compiled(gate.expert_gate)
+    for pooled in (True, False):
+        functions = {
+            "ours": lambda *t, pooled=pooled: nk.expert_gate(*t, pooled=pooled),
+            "eager": lambda *t, pooled=pooled: gate.expert_gate(*t, pooled=pooled),
+            "compiled": lambda *t, pooled=pooled: fused(*t, pooled=pooled),
+        }
+        cost = gate.cost(B, E, s.T, H, pooled=pooled, itemsize=inputs[0].itemsize)
+        yield Case("expert_gate" + " pooled" * pooled, inputs, functions, *cost)
+
+
+def _fusion(B: int, s: Sizes, tensor: Callable[..., Tensor]) -> Iterator[Case]:
+    E, D, H, W = s.E, s.D, s.H, s.W
+    raw = nk.ExpertFusionWeights(
+        tensor(H, D), tensor(H), tensor(H, D), tensor(H), tensor(E, 3 * H, H), tensor(E, 3 * H), tensor(E, H, H),
+        tensor(E, H), tensor(E, H), tensor(E, H), tensor(E, H, H), tensor(E, H), tensor(E, H, H), tensor(E, H),
+        tensor(H, E * H), tensor(H), tensor(E, H), tensor(E), tensor(W, H), tensor(W),
+    )  # fmt: skip
+    folded = nk.fold_expert_fusion(raw)
+    fused, fused_folded = compiled(fusion.expert_fusion), compiled(fusion.expert_fusion_folded)
+    inputs = [tensor(B, s.T, E * D), tensor(B, s.T, E * D)]
+    functions = {
+        "ours": lambda a, v: nk.expert_fusion(a, v, folded)[:2],
+        "eager": lambda a, v: fusion.expert_fusion(a, v, raw)[:2],
+        "compiled": lambda a, v: fused(a, v, raw)[:2],
+        "compiled folded": lambda a, v: fused_folded(a, v, folded)[:2],
+    }
+    cost = fusion.cost(B, s.T, s.T, E, D, D, H, W, itemsize=inputs[0].itemsize)
+    yield Case("expert_fusion", inputs, functions, *cost)
+
+
+def _xattn(B: int, s: Sizes, tensor: Callable[..., Tensor]) -> Iterator[Case]:
+    C, M, P, W, heads = s.C, s.M, s.P, s.W, 4
+    raw = nk.TemporalXattnWeights(
+        tensor(M, C), tensor(3 * C, C), tensor(3 * C), tensor(C, C), tensor(C), tensor(P, C), tensor(P), tensor(W, P),
+        tensor(W),
+    )  # fmt: skip
+    folded = nk.fold_temporal_xattn(raw, heads)
+    fused, fused_folded = compiled(xattn.temporal_xattn), compiled(xattn.temporal_xattn_folded)
+    functions = {
+        "ours": lambda x: nk.temporal_xattn(x, folded, need_attention=True),
+        "eager": lambda x: xattn.temporal_xattn(x, raw, heads),
+        "compiled": lambda x: fused(x, raw, heads),
+        "compiled folded": lambda x: fused_folded(x, folded),
+    }
+    inputs = [tensor(B, s.T, C)]
+    cost = xattn.cost(B, s.T, C, M, heads, P, W, itemsize=inputs[0].itemsize)
+    yield Case("temporal_xattn", inputs, functions, *cost)
+
+
+def _taps(B: int, s: Sizes, tensor: Callable[..., Tensor]) -> Iterator[Case]:
+    """The seam between two layers of an encoder, the first of them tapped; and the pooling by itself."""
+    R, D = B * s.T, s.D
+    fused, fused_pool = compiled(taps.feature_taps_), compiled(taps.tap_pool_)
+    for encoder, N, mean in (("vision", s.vision, False), ("audio", s.audio, True)):
+        select = "mean" if mean else "cls"
+
+        def ours(hidden, update, weight, bias, out, select=select):
+            y = nk.feature_taps_(hidden, update, weight, bias, taps=[nk.Tap(out, select=select)])
+            return y, hidden, out
+
+        def definition(function, mean=mean):
+            return lambda hidden, update, weight, bias, out: (
+                function(hidden, update, weight, bias, 1e-5, [out], [1.0], [False], [mean]), hidden, out,
+            )  # fmt: skip
+
+        inputs = [tensor(R, N, D), tensor(R, N, D), tensor(D), tensor(D)]
+        inputs.append(torch.zeros(R, D).to(inputs[0].device))
+        cost = taps.cost(R, N, D, 1, itemsize=inputs[0].itemsize)
+        functions = {"ours": ours, "eager": definition(taps.feature_taps_), "compiled": definition(fused)}
+        yield Case(f"feature_taps_ {encoder}", inputs, functions, *cost)
+    for select, rows in (("mean", s.audio), ("cls", 1)):
+        mean = select == "mean"
+        hidden = tensor(R, s.audio, D)
+        inputs = [torch.zeros(R, D).to(hidden.device), hidden]
+        functions = {
+            "ours": lambda out, hidden, select=select: (nk.tap_pool_(out, hidden, 0.25, select), out)[1:],
+            "eager": lambda out, hidden, mean=mean: (taps.tap_pool_(out, hidden, 0.25, mean), out)[1:],
+            "compiled": lambda out, hidden, mean=mean: (fused_pool(out, hidden, 0.25, mean), out)[1:],
+        }
+        moved = R * D * (rows * hidden.itemsize + 8)  # hidden read; the fp32 slice read and written
+        yield Case(f"tap_pool_ {select}", inputs, functions, moved, R * D * rows)

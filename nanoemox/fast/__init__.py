@@ -1,0 +1,90 @@
+"""The accelerated twin of the model: the same weights and results, on nanoemox_kernels.
+
+`accelerate` turns a filled reference model into it. What has no fast form keeps the reference part; `why_not` says
+which and why, from the configuration alone.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..bundle import build_empty, fill
+from ..config import NanoEmoXConfig
+from ..errors import CheckpointError
+from ..model import NanoEmoX
+from .audio import FastAudio
+from .face import FastFace, FastFaceHead
+from .fusion import FastFusion
+from .language import merge_adapters
+from .linear import ACTIVATIONS
+from .vision import FastVision
+from .weights import Weights
+
+__all__ = ["FastNanoEmoX", "accelerate", "why_not"]
+
+_Stamp = list[tuple[str, int, int]]
+
+
+class FastNanoEmoX(NanoEmoX):
+    """For inference: what it holds of the weights is folded and packed, the official tensors stay in its bundle."""
+
+    def __init__(self, reference: NanoEmoX, parts: dict[str, nn.Module]):
+        super().__init__(reference.config, parts)
+        self.tokenizer, self.templates, self.source = reference.tokenizer, reference.templates, reference.source
+        self.fast = True
+        self._stamp = _stamp(self.source)
+
+    def save(self, folder: str | Path) -> None:
+        """Write a bundle with the weights of the one it was loaded from, adapters apart, in this model's dtype."""
+        if self.source is None or _stamp(self.source) != self._stamp:
+            raise CheckpointError(
+                f"{self.source}: the bundle that this model came from has changed since, and a fast model keeps no "
+                "official tensors of its own: load it again, or with fast=False"
+            )
+        reference = build_empty(self.config, self.source)
+        fill(reference, self.config, self.source, torch.device("cpu"), self.dtype)
+        reference.language.tie()
+        reference.tokenizer, reference.templates, reference.source = self.tokenizer, self.templates, self.source
+        reference.save(folder)
+        self._stamp = _stamp(self.source)
+
+
+def _stamp(folder: Path | None) -> _Stamp:
+    files = sorted(folder.glob("*.safetensors")) if folder else []
+    return [(file.name, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
+
+
+def why_not(config: NanoEmoXConfig) -> dict[str, str]:
+    """Part -> why it stays the reference, "" where it is fast."""
+    vision, audio = config.vision.activation, {config.audio.activation, config.audio.conv_activation}
+    reasons = dict.fromkeys(("vision", "audio", "face", "face_head", "fusion"), "")
+    if vision not in ACTIVATIONS and vision != "quick_gelu":
+        reasons["vision"] = f"activation {vision}"
+    if unknown := sorted(audio - ACTIVATIONS.keys()):
+        reasons["audio"] = f"activation {unknown[0]}"
+    elif config.audio.position_batch_norm:
+        reasons["audio"] = "position_batch_norm"
+    if config.fusion.type != "multiscale":
+        reasons["fusion"] = f"variant {config.fusion.type}"
+    reasons |= dict.fromkeys(("video_branch", "audio_branch"), "has no fused op")
+    return reasons | {"language": "Hugging Face's, adapters merged"}
+
+
+def accelerate(reference: NanoEmoX) -> NanoEmoX:
+    """A fast model with the weights of `reference`, which is left hollow: its tensors are handed over one by one."""
+    config = reference.config
+    weights = Weights(reference, config)
+    clip = "visual_encoder.model.vision_model."
+    makers = {
+        "vision": lambda: FastVision(config.vision, weights.under(clip)),
+        "audio": lambda: FastAudio(config.audio, weights.under("acoustic_encoder.model.")),
+        "face": lambda: FastFace(config.face, weights.under("facial_encoder.facexformer.")),
+        "face_head": lambda: FastFaceHead(config.face, weights.under("facial_encoder.")),
+        "fusion": lambda: FastFusion(config.fusion, weights, len(config.vision.taps)),
+    }
+    reasons = why_not(config)
+    parts = {name: makers[name]() if reasons.get(name) == "" else part for name, part in reference.named_children()}
+    if config.lora is not None:
+        merge_adapters(reference.language)
+    return FastNanoEmoX(reference, parts)

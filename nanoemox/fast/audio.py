@@ -1,0 +1,138 @@
+"""HuBERT up to the last layer that is read; time means are summed as the layers finish."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanoemox_kernels import Tap
+
+from ..config import AudioConfig
+from ..encoders.audio import AudioEncoder
+from .attention import pieces
+from .linear import PackedLinear, activate_
+from .transformer import MLP, Block, run_post_norm, run_pre_norm, self_attention
+from .weights import Weights, pack
+
+
+class FastAudio(AudioEncoder):
+    """AudioEncoder on the official tensors under `acoustic_encoder.model.`."""
+
+    blocks: Sequence[Block]
+
+    def __init__(self, config: AudioConfig, weights: Weights):
+        nn.Module.__init__(self)
+        self.config = config
+        stem = weights.under("feature_extractor.conv_layers.")
+        self.convolutions = nn.ModuleList(_Convolution(config, stem, i) for i in range(len(config.conv_dim)))
+        eps, stem = config.layer_norm_eps, weights.under("feature_projection.")
+        self.norm = stem.norm("layer_norm", eps) if config.projection_layer_norm else nn.Identity()
+        self.project = stem.linear("projection")
+        encoder = weights.under("encoder.")
+        self.position = _PositionalConvolution(config, encoder.under("pos_conv_embed.conv."))
+        self.read = [(layer, 1.0) for layer in config.taps]
+        self.read += [(layer, 1 / len(config.feature_layers)) for layer in config.feature_layers]
+        last = max(layer for layer, _ in self.read)
+        layers = [_block(config, encoder.under(f"layers.{i}.")) for i in range(last)]
+        self.blocks = nn.ModuleList(layers)  # type: ignore[assignment]
+        # Post-norm it comes first and is always needed; pre-norm it follows the last layer.
+        wanted = not config.stable_layer_norm or last == config.layers
+        self.encoder_norm = encoder.norm("layer_norm", eps) if wanted else None
+
+    def listen(self, windows: Tensor) -> Tensor:
+        """windows [N,S], normalised -> [N,T,D]."""
+        x = windows[..., None]
+        for convolution in self.convolutions:
+            x = convolution(x)
+        return self.project(self.norm(x))
+
+    def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
+        """windows [B,T,S], 16 kHz -> features [B,T,D], taps [B,T,L*D]."""
+        if windows.ndim != 3:
+            raise ValueError(f"want windows [B, T, samples], got {list(windows.shape)}")
+        config, dtype = self.config, next(self.parameters()).dtype
+        waves = self.preprocess(windows).flatten(0, 1).to(dtype)
+        longest = 2 * waves.shape[1] // config.conv_stride[0] * config.conv_dim[0] * waves.element_size()
+        hidden = torch.cat([self.listen(piece) for piece in pieces(waves, longest)])
+        D, L = hidden.shape[2], len(config.taps)
+        out = torch.zeros(len(hidden), (L + 1) * D, device=hidden.device)
+        slices = out.split(D, 1)
+
+        def taps(entry: int) -> list[Tap]:
+            # Entry `layers` is the output of the final norm, and post-norm every entry is a norm's output.
+            source = "residual" if config.stable_layer_norm and entry < config.layers else "norm"
+            return [
+                Tap(slices[min(i, L)], weight, source, "mean")
+                for i, (layer, weight) in enumerate(self.read)
+                if layer == entry
+            ]
+
+        run = run_pre_norm if config.stable_layer_norm else run_post_norm
+        run(hidden, self.position(hidden), self.blocks, self.encoder_norm, taps)
+        kept = out.to(dtype).unflatten(0, windows.shape[:2])
+        return kept[..., -D:], kept[..., :-D]
+
+
+class _Convolution(nn.Module):
+    """A layer of the front end, channels last: a product over windows of the signal, norm, activation."""
+
+    def __init__(self, config: AudioConfig, weights: Weights, layer: int):
+        super().__init__()
+        self.kernel, self.stride = config.conv_kernel[layer], config.conv_stride[layer]
+        stem = weights.under(f"{layer}.")
+        normed = config.conv_norm == "layer" or layer == 0
+        self.activation = config.conv_activation if normed else "none"
+        bias = stem.take("conv.bias") if config.conv_bias else None
+        weight = stem.take("conv.weight").transpose(1, 2).flatten(1)  # [out,kernel*in]
+        self.product = pack(weight, bias, "none" if normed else config.conv_activation)
+        self.norm = stem.norm("layer_norm") if normed else None
+        self.over_time = config.conv_norm == "group"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [n,T,in] -> [n,T',out]."""
+        x = self.product(x.unfold(1, self.kernel, self.stride).transpose(2, 3).flatten(2))
+        if self.norm is not None and self.over_time:
+            x = F.group_norm(x.transpose(1, 2), x.shape[2], self.norm.weight, self.norm.bias, self.norm.eps)
+            x = x.transpose(1, 2).contiguous()
+        elif self.norm is not None:
+            x = self.norm(x)
+        return activate_(x, self.activation)
+
+
+class _PositionalConvolution(nn.Module):
+    """The grouped convolution along time that tells positions apart: a product a group, weight norm multiplied out."""
+
+    def __init__(self, config: AudioConfig, weights: Weights):
+        super().__init__()
+        self.kernel = config.position_kernel
+        gain, direction = (weights.take(f"parametrizations.weight.original{i}") for i in (0, 1))
+        weight = torch._weight_norm(direction.float(), gain.float(), 2).to(direction.dtype)
+        rows = weight.transpose(1, 2).flatten(1).chunk(config.position_groups)
+        biases = weights.take("bias").chunk(config.position_groups)
+        self.groups = nn.ModuleList(
+            PackedLinear(row, bias, config.conv_activation) for row, bias in zip(rows, biases, strict=True)
+        )
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """hidden [n,T,D] -> [n,T,D]."""
+        T, D = hidden.shape[1:]
+        width = D // len(self.groups)
+        padded = F.pad(hidden, (0, 0, self.kernel // 2, self.kernel // 2))
+        out = torch.empty_like(hidden)
+        for channels, product, into in zip(padded.split(width, 2), self.groups, out.split(width, 2), strict=True):
+            views = channels.contiguous().unfold(1, self.kernel, 1)[:, :T].transpose(2, 3).flatten(2)
+            parts = pieces(views, T * views.shape[2] * views.element_size())
+            for part, rows in zip(parts, into.split(len(parts[0])), strict=True):
+                rows.copy_(product(part))
+        return out
+
+
+def _block(config: AudioConfig, weights: Weights) -> Block:
+    up = weights.linear("feed_forward.intermediate_dense", config.activation)
+    return Block(
+        weights.norm("layer_norm", config.layer_norm_eps),
+        self_attention(weights.under("attention."), config.heads),
+        weights.norm("final_layer_norm", config.layer_norm_eps),
+        MLP(up, weights.linear("feed_forward.output_dense")),
+    )

@@ -1,0 +1,103 @@
+"""FaceXFormer's encoder with its pyramid head on stage means, and the temporal query attention folded."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanoemox_kernels import FoldedTemporalXattn, TemporalXattnWeights, fold_temporal_xattn, tap_pool_, temporal_xattn
+
+from ..config import FaceConfig
+from ..encoders.face import _IMAGENET_MEAN, _IMAGENET_STD, FaceEncoder
+from .swin import Stage
+from .weights import Buffers, Weights, pack
+
+_PATCH = 4
+
+
+class FastFace(FaceEncoder):
+    """FaceEncoder on the official tensors under `facial_encoder.facexformer.`."""
+
+    pyramid: Sequence[Stage]
+    head: Tensor
+    head_bias: Tensor
+
+    def __init__(self, config: FaceConfig, weights: Weights):
+        nn.Module.__init__(self)
+        self.config = config
+        backbone = weights.under("backbone.0.")
+        self.patches = pack(backbone.take("0.0.weight").flatten(1), backbone.take("0.0.bias"))
+        self.norm = backbone.norm("0.2")
+        stages = [Stage(config, backbone, stage) for stage in range(len(config.depths))]
+        self.pyramid = nn.ModuleList(stages)  # type: ignore[assignment]
+        head, bias = _fold_head(weights, len(config.depths))
+        self.register_buffer("head", head)
+        self.register_buffer("head_bias", bias)
+
+    def embed(self, frames: Tensor) -> tuple[Tensor, int, int]:
+        """frames [N,3,H,W] in 0..255 -> patches [N,h*w,C], h, w; sides that do not divide are padded."""
+        frames = frames.float()
+        if self.config.imagenet_normalize:
+            mean, std = (torch.tensor(v, device=frames.device).view(3, 1, 1) for v in (_IMAGENET_MEAN, _IMAGENET_STD))
+            frames = (frames / 255 - mean) / std
+        H, W = frames.shape[2:]
+        pixels = F.pad(frames.to(self.norm.weight.dtype), (0, -W % _PATCH, 0, -H % _PATCH))
+        tiles = pixels.unflatten(3, (-1, _PATCH)).unflatten(2, (-1, _PATCH)).permute(0, 2, 4, 1, 3, 5)
+        return self.norm(self.patches(tiles.flatten(3).flatten(1, 2))), tiles.shape[1], tiles.shape[2]
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """frames [B,T,3,H,W] in 0..255 -> [B,T,feature_size]."""
+        if frames.ndim != 5 or frames.shape[2] != 3:
+            raise ValueError(f"want frames [B, T, 3, H, W], got {list(frames.shape)}")
+        hidden, *size = self.embed(frames.flatten(0, 1))
+        dtype, target = hidden.dtype, tuple(size)
+        means = torch.zeros(len(hidden), self.head.shape[1], device=hidden.device)
+        for stage, mean in zip(self.pyramid, means.split([s.width for s in self.pyramid], 1), strict=True):
+            hidden = stage(hidden, *size)
+            _pool_(mean, hidden, (size[0], size[1]), target)
+            if stage.merge is not None:
+                hidden = stage.merge(hidden, *size)
+                size = [(side + 1) // 2 for side in size]
+        return F.linear(means, self.head, self.head_bias).to(dtype).unflatten(0, frames.shape[:2])
+
+
+def _fold_head(weights: Weights, stages: int) -> tuple[Tensor, Tensor]:
+    """A linear layer a stage and the 1x1 convolution that joins them: [F, sum of widths] and [F], in fp32.
+
+    Everything between a stage and the mean over positions is linear, so the mean may come first.
+    """
+    fuse = weights.take("linear_fuse.weight").flatten(1).double().chunk(stages, 1)[::-1]  # the last stage comes first
+    stems = [weights.under(f"linear_c.{stage}.proj.") for stage in range(stages)]
+    matrix = [part @ stem.take("weight").double() for part, stem in zip(fuse, stems, strict=True)]
+    bias = [part @ stem.take("bias").double() for part, stem in zip(fuse, stems, strict=True)]
+    return torch.cat(matrix, 1).float(), torch.stack(bias).sum(0).float()
+
+
+def _pool_(out: Tensor, hidden: Tensor, size: tuple[int, int], target: tuple[int, ...]) -> None:
+    """out [N,C] += mean of hidden [N,h*w,C] as if it were first resized to `target`, bilinearly."""
+    if all(large % small == 0 for large, small in zip(target, size, strict=True)):
+        tap_pool_(out, hidden, 1.0, "mean")  # then every position counts alike
+        return
+    rows, columns = (
+        F.interpolate(torch.eye(small, device=out.device)[None], large, mode="linear", align_corners=False)[0].mean(1)
+        for small, large in zip(size, target, strict=True)
+    )
+    out += torch.einsum("l,nlc->nc", torch.outer(rows, columns).flatten(), hidden.float())
+
+
+class FastFaceHead(nn.Module):
+    """FaceHead on the official tensors under `facial_encoder.`."""
+
+    def __init__(self, config: FaceConfig, weights: Weights):
+        super().__init__()
+        names = (
+            "query", "attn.in_proj_weight", "attn.in_proj_bias", "attn.out_proj.weight", "attn.out_proj.bias",
+            "face_proj.0.weight", "face_proj.0.bias", "face_proj.3.weight", "face_proj.3.bias",
+        )  # fmt: skip
+        raw = TemporalXattnWeights(**{name.replace(".", "_"): weights.take(name) for name in names})
+        self.folded = Buffers(fold_temporal_xattn(raw, config.query_heads))
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
+        """features [B,T,F], any T -> tokens [B,M,width], attention [B,heads,M,T] in fp32."""
+        return temporal_xattn(features, FoldedTemporalXattn(*self.folded.buffers()), need_attention=True)

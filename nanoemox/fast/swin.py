@@ -1,0 +1,98 @@
+"""Swin's stages on index maps: windows are gathered and put back by row, biases are expanded at load."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import FaceConfig
+from .attention import attend
+from .linear import PackedLinear
+from .transformer import MLP, Block, apply, step
+from .weights import Weights
+from .windows import relative_positions, shift_mask, window_maps
+
+
+class Stage(nn.Module):
+    """Blocks whose windows are shifted every other time; `merge` leads to the next stage."""
+
+    blocks: Sequence[Block]
+
+    def __init__(self, config: FaceConfig, weights: Weights, stage: int):
+        """weights: under the backbone, `1.` to `7.` in turn stages and merges."""
+        super().__init__()
+        self.width = config.embed_dim * 2**stage
+        blocks = [
+            _block(config, weights.under(f"{2 * stage + 1}.{i}."), config.heads[stage], i % 2 * config.window_size // 2)
+            for i in range(config.depths[stage])
+        ]
+        self.blocks = nn.ModuleList(blocks)  # type: ignore[assignment]
+        last = stage == len(config.depths) - 1
+        self.merge = None if last else Merge(weights.under(f"{2 * stage + 2}."))
+
+    def forward(self, hidden: Tensor, height: int, width: int) -> Tensor:
+        """hidden [n,h*w,C], overwritten with the stage's output and returned."""
+        y = step(hidden, None, self.blocks[0].norm1)
+        for block, following in zip(self.blocks, [*self.blocks[1:], None], strict=True):
+            y = step(hidden, apply(block.attention, y, y, height, width), block.norm2)
+            update = apply(block.mlp, y, y)
+            if following is not None:
+                y = step(hidden, update, following.norm1)
+        return hidden.add_(update)
+
+
+class Merge(nn.Module):
+    """Four neighbours side by side, their norm, and half as many channels."""
+
+    def __init__(self, weights: Weights):
+        super().__init__()
+        self.norm = weights.norm("norm")
+        self.reduction = weights.linear("reduction")
+
+    def forward(self, hidden: Tensor, height: int, width: int) -> Tensor:
+        """hidden [n,h*w,C] -> [n,ceil(h/2)*ceil(w/2),2C]; odd sides are padded with zeros."""
+        grid = F.pad(hidden.unflatten(1, (height, width)), (0, 0, 0, width % 2, 0, height % 2))
+        fours = grid.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 4, 2, 5)  # column first, then row
+        return self.reduction(self.norm(fours.flatten(3).flatten(1, 2)))
+
+
+class WindowAttention(nn.Module):
+    """Self-attention within windows, with a learned bias for every pair of positions of a window."""
+
+    bias: Tensor
+
+    def __init__(self, qkv: PackedLinear, out: PackedLinear, table: Tensor, heads: int, window: int, shift: int):
+        super().__init__()
+        self.qkv, self.out, self.heads, self.window, self.shift = qkv, out, heads, window, shift
+        self.width = qkv.out_features
+        pairs = table[relative_positions(window).to(table.device)]
+        self.register_buffer("bias", pairs.view(1, window**2, window**2, heads).movedim(-1, 1).contiguous())
+        self._masked: tuple[tuple, Tensor] | None = None
+
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        """x [n,h*w,C] -> [n,h*w,C]."""
+        if min(height, width) < self.window:
+            raise ValueError(f"frames too small: a map of {height}x{width} holds no window of {self.window}")
+        shift = self.shift if min(height, width) > self.window else 0
+        index, inverse = window_maps(height, width, self.window, shift, x.device)
+        rows = F.pad(x, (0, 0, 0, 1)) if len(index) > len(inverse) else x
+        windows = rows.index_select(1, index).view(-1, self.window**2, x.shape[2])
+        q, k, v = self.qkv(windows).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        bias = self._masked_bias(height, width) if shift else self.bias
+        return self.out(attend(q, k, v, bias)).view(len(x), len(index), -1).index_select(1, inverse)
+
+    def _masked_bias(self, height: int, width: int) -> Tensor:
+        """[windows,heads,window**2,window**2]; kept for the next call, frames rarely change their size."""
+        key, kept = (height, width, self.bias.device, self.bias.dtype), self._masked
+        if kept is None or kept[0] != key:
+            mask = shift_mask(height, width, self.window, self.shift).to(self.bias)
+            self._masked = kept = key, self.bias + mask
+        return kept[1]
+
+
+def _block(config: FaceConfig, weights: Weights, heads: int, shift: int) -> Block:
+    norm1, norm2 = (weights.norm(f"norm{i}", config.layer_norm_eps) for i in (1, 2))
+    table = weights.take("attn.relative_position_bias_table")
+    qkv, out = weights.linear("attn.qkv"), weights.linear("attn.proj")
+    attention = WindowAttention(qkv, out, table, heads, config.window_size, shift)
+    return Block(norm1, attention, norm2, MLP(weights.linear("mlp.0", "gelu"), weights.linear("mlp.3")))

@@ -1,0 +1,89 @@
+"""CLIP's vision tower up to the last layer that is read, of which only row 0 is computed."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from nanoemox_kernels import Tap
+
+from ..config import VisionConfig
+from ..encoders.vision import VisionEncoder
+from .attention import pieces
+from .transformer import MLP, Block, apply, first_row_attention, run_pre_norm, self_attention, step
+from .weights import Weights, pack
+
+_QUICK = 1.702
+
+
+class FastVision(VisionEncoder):
+    """VisionEncoder on the official tensors under `visual_encoder.model.vision_model.`."""
+
+    blocks: Sequence[Block]  # all but the last
+    last: Block | None
+
+    def __init__(self, config: VisionConfig, weights: Weights):
+        nn.Module.__init__(self)
+        self.config = config
+        embeddings = weights.under("embeddings.")
+        position = embeddings.take("position_embedding.weight").clone()
+        position[0] += embeddings.take("class_embedding")
+        self.position = nn.Parameter(position, requires_grad=False)
+        self.patches = pack(embeddings.take("patch_embedding.weight").flatten(1), None)
+        self.norm = weights.norm("pre_layrnorm", config.layer_norm_eps)
+        self.read = (*config.taps, config.feature_layer)
+        count = max(self.read)
+        layers = [_block(config, weights.under(f"encoder.layers.{i}."), i + 1 == count) for i in range(count)]
+        self.blocks = nn.ModuleList(layers[:-1])  # type: ignore[assignment]
+        self.last = layers[-1] if layers else None
+
+    def embed(self, frames: Tensor) -> Tensor:
+        """frames [N,3,H,W] in 0..255 -> [N,1+patches,D]."""
+        p, grid = self.config.patch_size, self.config.image_size // self.config.patch_size
+        hidden = self.position.expand(len(frames), -1, -1).clone()
+        parts = pieces(frames, 16 * frames[0].numel())  # twice in fp32, twice in bf16
+        for part, rows in zip(parts, hidden.split(len(parts[0])), strict=True):
+            pixels = self.preprocess(part).to(hidden.dtype)[..., : grid * p, : grid * p]
+            tiles = pixels.unflatten(3, (grid, p)).unflatten(2, (grid, p)).permute(0, 2, 4, 1, 3, 5)
+            rows[:, 1:] += self.patches(tiles.flatten(3).flatten(1, 2))
+            rows.copy_(self.norm(rows))
+        return hidden
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """frames [B,T,3,H,W] in 0..255 -> features [B,T,D], taps [B,T,L*D]."""
+        B, T = frames.shape[:2]
+        size = self.config.image_size
+        if frames.shape[2:] != (3, size, size):
+            raise ValueError(f"want frames [B, T, 3, {size}, {size}], got {list(frames.shape)}")
+        hidden = self.embed(frames.flatten(0, 1))
+        D = hidden.shape[2]
+        out = torch.zeros(len(hidden), len(self.read) * D, device=hidden.device)
+
+        def taps(entry: int) -> list[Tap]:
+            return [Tap(kept) for layer, kept in zip(self.read, out.split(D, 1), strict=True) if layer == entry]
+
+        last = self.last
+        y = run_pre_norm(hidden, None, self.blocks, None if last is None else last.norm1, taps)
+        if last is not None:
+            rows = hidden[:, :1].contiguous()
+            update = apply(last.attention, y, torch.empty_like(rows))
+            update = last.mlp(step(rows, update, last.norm2))
+            step(rows, update, None, taps(max(self.read)))
+        kept = out.to(hidden.dtype).unflatten(0, (B, T))
+        return kept[..., -D:], kept[..., :-D]
+
+
+def _block(config: VisionConfig, weights: Weights, last: bool) -> Block:
+    attention = (first_row_attention if last else self_attention)(weights.under("self_attn."), config.heads)
+    norm1, norm2 = (weights.norm(f"layer_norm{i}", config.layer_norm_eps) for i in (1, 2))
+    if config.activation != "quick_gelu":
+        mlp = MLP(weights.linear("mlp.fc1", config.activation), weights.linear("mlp.fc2"))
+        return Block(norm1, attention, norm2, mlp)
+    # x sigmoid(1.702 x) = silu(1.702 x) / 1.702: one factor goes into the norm before, the other behind the MLP.
+    for parameter in norm2.parameters():
+        parameter.data = parameter * _QUICK
+    up, down = weights.linear("mlp.fc1", "silu"), weights.linear("mlp.fc2")
+    for layer in (up, down):
+        assert layer.bias is not None
+        layer.bias.data = layer.bias * _QUICK
+    return Block(norm1, attention, norm2, MLP(up, down, 1 / _QUICK))

@@ -1,0 +1,93 @@
+"""Official tensors out of a filled reference model: each is handed over once and held by nobody else afterwards."""
+
+import ctypes
+import mmap
+import sys
+
+import torch
+from torch import Tensor, nn
+
+from ..config import NanoEmoXConfig
+from ..names import targets
+from .linear import PackedLinear
+
+
+class Weights:
+    """The official tensors whose names begin with `prefix`. What is taken leaves the reference module hollow."""
+
+    def __init__(self, model: nn.Module, config: NanoEmoXConfig):
+        self._model = model
+        self._parts = {target.name: target.parts for target in targets(model, config)}
+        self._prefix = ""
+
+    def under(self, prefix: str) -> "Weights":
+        """The same store, seen from a longer prefix."""
+        view = object.__new__(Weights)
+        view._model, view._parts, view._prefix = self._model, self._parts, self._prefix + prefix
+        return view
+
+    def __contains__(self, name: str) -> bool:
+        return self._prefix + name in self._parts
+
+    def take(self, name: str) -> Tensor:
+        """One official tensor. Raises KeyError for a name that is not there, or not there any more."""
+        parts = [self._pop(key) for key in self._parts.pop(self._prefix + name)]
+        return parts[0] if len(parts) == 1 else joined(parts)
+
+    def linear(self, name: str, activation: str = "none") -> PackedLinear:
+        bias = self.take(f"{name}.bias") if f"{name}.bias" in self else None
+        return pack(self.take(f"{name}.weight"), bias, activation)
+
+    def norm(self, name: str, eps: float = 1e-5) -> nn.LayerNorm:
+        norm = nn.LayerNorm(0, eps)
+        norm.weight, norm.bias = (
+            nn.Parameter(self.take(f"{name}.{leaf}"), requires_grad=False) for leaf in ("weight", "bias")
+        )
+        norm.normalized_shape = tuple(norm.weight.shape)
+        return norm
+
+    def _pop(self, key: str) -> Tensor:
+        parent, _, leaf = key.rpartition(".")
+        tensor = self._model.get_submodule(parent)._parameters.pop(leaf)
+        assert tensor is not None, key
+        return tensor.detach()
+
+
+class Buffers(nn.Module):
+    """The tensors of a named tuple, so that they move with their module; `buffers()` gives them in order."""
+
+    def __init__(self, tensors: tuple[Tensor, ...]):
+        super().__init__()
+        for name, tensor in tensors._asdict().items():  # type: ignore[attr-defined]
+            self.register_buffer(name, tensor)
+
+
+def joined(tensors: list[Tensor]) -> Tensor:
+    """Rows of several tensors as one; the tensors are let go."""
+    out = torch.cat(tensors)
+    for tensor in tensors:
+        let_go(tensor)
+    return out
+
+
+def pack(weight: Tensor, bias: Tensor | None, activation: str = "none") -> PackedLinear:
+    """A layer that holds the only copy of its weight."""
+    layer = PackedLinear(weight, bias, activation)
+    if layer.packed is not None:
+        let_go(weight)
+    return layer
+
+
+def let_go(tensor: Tensor) -> None:
+    """Give back the memory of a tensor that nobody reads again.
+
+    A tensor of a bundle is a piece of a mapped file. The mapping lives as long as any tensor of the file does, and with
+    it every page that was ever read, so that packed weights would count twice; an unread page costs nothing.
+    """
+    advice = getattr(mmap, "MADV_DONTNEED", None)
+    if tensor.device.type != "cpu" or advice is None or not sys.platform.startswith("linux"):
+        return
+    first, last = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+    low, high = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE, last // mmap.PAGESIZE * mmap.PAGESIZE
+    if tensor.is_contiguous() and low < high:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(low), ctypes.c_size_t(high - low), advice)

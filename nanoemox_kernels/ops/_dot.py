@@ -1,0 +1,42 @@
+"""Device functions that kernels share: rows times a weight on tensor cores, with fp32 rows kept precise."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def dot(x, w, acc, PARTS: tl.constexpr):
+    """acc + x w. fp32 x meets a bf16 w as a sum of bf16 parts: two keep 16 of its bits, three all 24."""
+    if x.dtype == w.dtype and w.dtype != tl.float32:
+        acc = tl.dot(x, w, acc)
+    elif w.dtype == tl.bfloat16:
+        rest = x.to(tl.float32)
+        for _ in tl.static_range(PARTS):
+            part = rest.to(tl.bfloat16)
+            acc = tl.dot(part, w, acc)
+            rest -= part.to(tl.float32)
+    else:
+        acc = tl.dot(x.to(tl.float32), w.to(tl.float32), acc, input_precision="tf32x3")
+    return acc
+
+
+@triton.jit
+def rows_dot(
+    rows_ptr, mask_r, weight_ptr, mask_n, K,
+    PARTS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """[BLOCK_R,BLOCK_N]: a tile of rows times one of a weight's rows; the pointers are those of their first columns."""
+    acc = tl.zeros([BLOCK_R, BLOCK_N], dtype=tl.float32)
+    for k in range(0, K, BLOCK_K):
+        offs_k = k + tl.arange(0, BLOCK_K)
+        mask_k = offs_k < K
+        x = tl.load(rows_ptr[:, None] + offs_k[None, :], mask=mask_r[:, None] & mask_k[None, :], other=0.0)
+        w = tl.load(weight_ptr[:, None] + offs_k[None, :], mask=mask_n[:, None] & mask_k[None, :], other=0.0)
+        acc = dot(x, tl.trans(w), acc, PARTS)
+    return acc
+
+
+@triton.jit
+def gelu(x):
+    """The erf form."""
+    return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
