@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .linear import multiplies_packed
 
-_TEMPORARIES = 4 << 20  # bytes that stay in a CPU's cache; other devices are filled by whole batches
+_TEMPORARIES = 10 << 20  # bytes that stay in a CPU's cache; other devices are filled by whole batches
 
 
 def pieces(x: Tensor, bytes_each: int) -> tuple[Tensor, ...]:
@@ -38,16 +38,16 @@ def _attend_bf16(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor
     together = 1 if bias is None else bias.shape[0] * H
     each = together * M * T * 12  # scores, remainder, scores in fp32, probabilities
     parts = zip(*(pieces(t.flatten(0, 1).unflatten(0, (-1, together)), each) for t in (q, k, v)), strict=True)
-    mixed = torch.cat([_mix(*(t.flatten(0, 1) for t in part), bias) for part in parts])
+    mixed = torch.cat([_mix(qs, ks, vs, bias) for qs, ks, vs in parts])
     return mixed.unflatten(0, (-1, H)).transpose(1, 2).flatten(2)
 
 
 def _mix(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """q [m,M,d], k, v [m,T,d] -> [m,M,d]. bias [w,H,M,T] serves every w*H of m in turn.
+    """q [i,g,M,d], k, v [i,g,T,d] -> [i*g,M,d]; bias, if any, [w,H,M,T] with w*H = g.
 
     A product's result is rounded to bf16, too coarse for a score: a second one gets the remainder.
     """
-    k = k.transpose(1, 2)
+    q, k, v = (t.flatten(0, 1) for t in (q, k.transpose(2, 3), v))
     scores = torch.bmm(q, k)
     remainder = torch.baddbmm(scores, q, k, alpha=-1)
     scores = scores.float().sub_(remainder).mul_(q.shape[2] ** -0.5)

@@ -40,12 +40,28 @@ class FastAudio(AudioEncoder):
         wanted = not config.stable_layer_norm or last == config.layers
         self.encoder_norm = encoder.norm("layer_norm", eps) if wanted else None
 
-    def listen(self, windows: Tensor) -> Tensor:
-        """windows [N,S], normalised -> [N,T,D]."""
-        x = windows[..., None]
+    def listen(self, waves: Tensor) -> Tensor:
+        """waves [n,S], normalised -> [n,T,D]."""
+        x = waves[..., None]
         for convolution in self.convolutions:
             x = convolution(x)
         return self.project(self.norm(x))
+
+    def read_layers(self, hidden: Tensor, out: Tensor) -> None:
+        """Add time means of the layers that are read, hidden [n,T,D] before the first, to out [n,(L+1)*D]."""
+        slices, L = out.split(hidden.shape[2], 1), len(self.config.taps)
+
+        def taps(entry: int) -> list[Tap]:
+            # Entry `layers` is the output of the final norm, and post-norm every entry is a norm's output.
+            source = "residual" if self.config.stable_layer_norm and entry < self.config.layers else "norm"
+            return [
+                Tap(slices[min(i, L)], weight, source, "mean")
+                for i, (layer, weight) in enumerate(self.read)
+                if layer == entry
+            ]
+
+        run = run_pre_norm if self.config.stable_layer_norm else run_post_norm
+        run(hidden, self.position(hidden), self.blocks, self.encoder_norm, taps)
 
     def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
         """windows [B,T,S], 16 kHz -> features [B,T,D], taps [B,T,L*D]."""
@@ -53,23 +69,13 @@ class FastAudio(AudioEncoder):
             raise ValueError(f"want windows [B, T, samples], got {list(windows.shape)}")
         config, dtype = self.config, next(self.parameters()).dtype
         waves = self.preprocess(windows).flatten(0, 1).to(dtype)
-        longest = 2 * waves.shape[1] // config.conv_stride[0] * config.conv_dim[0] * waves.element_size()
-        hidden = torch.cat([self.listen(piece) for piece in pieces(waves, longest)])
-        D, L = hidden.shape[2], len(config.taps)
-        out = torch.zeros(len(hidden), (L + 1) * D, device=hidden.device)
-        slices = out.split(D, 1)
-
-        def taps(entry: int) -> list[Tap]:
-            # Entry `layers` is the output of the final norm, and post-norm every entry is a norm's output.
-            source = "residual" if config.stable_layer_norm and entry < config.layers else "norm"
-            return [
-                Tap(slices[min(i, L)], weight, source, "mean")
-                for i, (layer, weight) in enumerate(self.read)
-                if layer == entry
-            ]
-
-        run = run_pre_norm if config.stable_layer_norm else run_post_norm
-        run(hidden, self.position(hidden), self.blocks, self.encoder_norm, taps)
+        first = waves.shape[1] // config.conv_stride[0] * config.conv_dim[0]
+        hidden = torch.cat([self.listen(part) for part in pieces(waves, first * dtype.itemsize)])
+        N, T, D = hidden.shape
+        out = torch.zeros(N, (len(config.taps) + 1) * D, device=hidden.device)
+        parts = pieces(hidden, T * config.mlp_size * dtype.itemsize)
+        for part, slices in zip(parts, out.split(len(parts[0])), strict=True):
+            self.read_layers(part, slices)
         kept = out.to(dtype).unflatten(0, windows.shape[:2])
         return kept[..., -D:], kept[..., :-D]
 
@@ -122,9 +128,7 @@ class _PositionalConvolution(nn.Module):
         out = torch.empty_like(hidden)
         for channels, product, into in zip(padded.split(width, 2), self.groups, out.split(width, 2), strict=True):
             views = channels.contiguous().unfold(1, self.kernel, 1)[:, :T].transpose(2, 3).flatten(2)
-            parts = pieces(views, T * views.shape[2] * views.element_size())
-            for part, rows in zip(parts, into.split(len(parts[0])), strict=True):
-                rows.copy_(product(part))
+            into.copy_(product(views))
         return out
 
 

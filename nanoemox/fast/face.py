@@ -10,6 +10,7 @@ from nanoemox_kernels import FoldedTemporalXattn, TemporalXattnWeights, fold_tem
 
 from ..config import FaceConfig
 from ..encoders.face import _IMAGENET_MEAN, _IMAGENET_STD, FaceEncoder
+from .attention import pieces
 from .swin import Stage
 from .weights import Buffers, Weights, pack
 
@@ -50,16 +51,24 @@ class FastFace(FaceEncoder):
         """frames [B,T,3,H,W] in 0..255 -> [B,T,feature_size]."""
         if frames.ndim != 5 or frames.shape[2] != 3:
             raise ValueError(f"want frames [B, T, 3, H, W], got {list(frames.shape)}")
-        hidden, *size = self.embed(frames.flatten(0, 1))
-        dtype, target = hidden.dtype, tuple(size)
-        means = torch.zeros(len(hidden), self.head.shape[1], device=hidden.device)
-        for stage, mean in zip(self.pyramid, means.split([s.width for s in self.pyramid], 1), strict=True):
+        dtype = self.norm.weight.dtype
+        means = torch.zeros(frames.shape[0] * frames.shape[1], self.head.shape[1], device=frames.device)
+        widest = frames[0, 0, 0].numel() // _PATCH**2 * int(self.config.mlp_ratio * self.config.embed_dim)
+        parts = pieces(frames.flatten(0, 1), widest * dtype.itemsize)
+        for part, rows in zip(parts, means.split(len(parts[0])), strict=True):
+            self.pool_stages(part, rows)
+        return F.linear(means, self.head, self.head_bias).to(dtype).unflatten(0, frames.shape[:2])
+
+    def pool_stages(self, frames: Tensor, means: Tensor) -> None:
+        """Add the mean over positions of every stage's output, frames [n,3,H,W], to its slice of means [n,widths]."""
+        hidden, *size = self.embed(frames)
+        target = tuple(size)
+        for stage, mean in zip(self.pyramid, means.split([stage.width for stage in self.pyramid], 1), strict=True):
             hidden = stage(hidden, *size)
             _pool_(mean, hidden, (size[0], size[1]), target)
             if stage.merge is not None:
                 hidden = stage.merge(hidden, *size)
                 size = [(side + 1) // 2 for side in size]
-        return F.linear(means, self.head, self.head_bias).to(dtype).unflatten(0, frames.shape[:2])
 
 
 def _fold_head(weights: Weights, stages: int) -> tuple[Tensor, Tensor]:

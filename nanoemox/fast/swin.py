@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..config import FaceConfig
 from .attention import attend
 from .linear import PackedLinear
-from .transformer import MLP, Block, apply, step
+from .transformer import MLP, Block, step
 from .weights import Weights
 from .windows import relative_positions, shift_mask, window_maps
 
@@ -34,11 +34,12 @@ class Stage(nn.Module):
         """hidden [n,h*w,C], overwritten with the stage's output and returned."""
         y = step(hidden, None, self.blocks[0].norm1)
         for block, following in zip(self.blocks, [*self.blocks[1:], None], strict=True):
-            y = step(hidden, apply(block.attention, y, y, height, width), block.norm2)
-            update = apply(block.mlp, y, y)
+            y = block.attention(y, height, width)
+            y = step(hidden, y, block.norm2)
+            y = block.mlp(y)
             if following is not None:
-                y = step(hidden, update, following.norm1)
-        return hidden.add_(update)
+                y = step(hidden, y, following.norm1)
+        return hidden.add_(y)
 
 
 class Merge(nn.Module):
@@ -64,7 +65,6 @@ class WindowAttention(nn.Module):
     def __init__(self, qkv: PackedLinear, out: PackedLinear, table: Tensor, heads: int, window: int, shift: int):
         super().__init__()
         self.qkv, self.out, self.heads, self.window, self.shift = qkv, out, heads, window, shift
-        self.width = qkv.out_features
         pairs = table[relative_positions(window).to(table.device)]
         self.register_buffer("bias", pairs.view(1, window**2, window**2, heads).movedim(-1, 1).contiguous())
         self._masked: tuple[tuple, Tensor] | None = None

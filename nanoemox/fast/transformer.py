@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from nanoemox_kernels import Tap, feature_taps_
 
-from .attention import attend, pieces
+from .attention import attend
 from .linear import PackedLinear
 from .weights import Weights, joined, pack
 
@@ -19,7 +19,6 @@ class SelfAttention(nn.Module):
     def __init__(self, qkv: PackedLinear, out: PackedLinear, heads: int):
         super().__init__()
         self.qkv, self.out, self.heads = qkv, out, heads
-        self.width = qkv.out_features
 
     def forward(self, x: Tensor) -> Tensor:
         """x [n,T,D] -> [n,T,D]."""
@@ -33,7 +32,6 @@ class FirstRowAttention(nn.Module):
     def __init__(self, query: PackedLinear, key_value: PackedLinear, out: PackedLinear, heads: int):
         super().__init__()
         self.query, self.key_value, self.out, self.heads = query, key_value, out, heads
-        self.width = key_value.out_features
 
     def forward(self, x: Tensor) -> Tensor:
         """x [n,T,D] -> [n,1,D]."""
@@ -46,7 +44,6 @@ class MLP(nn.Module):
     def __init__(self, up: PackedLinear, down: PackedLinear, scale: float = 1.0):
         super().__init__()
         self.up, self.down, self.scale = up, down, scale
-        self.width = up.out_features
 
     def forward(self, x: Tensor) -> Tensor:
         """x [n,T,D] -> [n,T,D]."""
@@ -73,16 +70,6 @@ def first_row_attention(weights: Weights, heads: int) -> FirstRowAttention:
     return FirstRowAttention(weights.linear("q_proj"), pack(weight, bias), weights.linear("out_proj"), heads)
 
 
-def apply(part: nn.Module, x: Tensor, into: Tensor, *more: int) -> Tensor:
-    """part(x, *more), x [n,T,D], a few items at a time on a CPU; `into`, maybe x itself, may take the result."""
-    parts = pieces(x, x.shape[1] * int(part.width) * x.element_size())  # type: ignore[arg-type]
-    if len(parts) == 1:
-        return part(x, *more)
-    for piece, out in zip(parts, into.split(len(parts[0])), strict=True):
-        out.copy_(part(piece, *more))
-    return into
-
-
 def step(hidden: Tensor, update: Tensor | None, norm: nn.LayerNorm | None, taps: Sequence[Tap] = ()) -> Tensor:
     """hidden += update, in place; returns the norm of it."""
     if norm is None:
@@ -96,9 +83,12 @@ def run_pre_norm(
     """hidden [n,T,D], overwritten, plus update is entry 0 of the hidden states -> `final` of the last entry."""
     norms = [*(block.norm1 for block in blocks), final]
     y = step(hidden, update, norms[0], taps(0))
+    del update
     for i, block in enumerate(blocks):
-        y = step(hidden, apply(block.attention, y, y), block.norm2)
-        y = step(hidden, apply(block.mlp, y, y), norms[i + 1], taps(i + 1))
+        y = block.attention(y)
+        y = step(hidden, y, block.norm2)
+        y = block.mlp(y)
+        y = step(hidden, y, norms[i + 1], taps(i + 1))
     return y
 
 
@@ -106,8 +96,7 @@ def run_post_norm(
     hidden: Tensor, update: Tensor, blocks: Sequence[Block], first: nn.LayerNorm | None, taps: Taps
 ) -> None:
     """The same with norms behind the sums: entry 0 is `first` of hidden + update, every entry is a norm's output."""
-    y, spare = step(hidden, update, first, taps(0)), hidden
+    y = step(hidden, update, first, taps(0))
     for i, block in enumerate(blocks):
-        for part, norm, kept in ((block.attention, block.norm1, []), (block.mlp, block.norm2, taps(i + 1))):
-            update = apply(part, y, spare)
-            y, spare = step(y, update, norm, kept), y
+        y = step(y, block.attention(y), block.norm1)
+        y = step(y, block.mlp(y), block.norm2, taps(i + 1))

@@ -10,7 +10,7 @@ from nanoemox_kernels import Tap
 from ..config import VisionConfig
 from ..encoders.vision import VisionEncoder
 from .attention import pieces
-from .transformer import MLP, Block, apply, first_row_attention, run_pre_norm, self_attention, step
+from .transformer import MLP, Block, first_row_attention, run_pre_norm, self_attention, step
 from .weights import Weights, pack
 
 _QUICK = 1.702
@@ -31,45 +31,53 @@ class FastVision(VisionEncoder):
         self.position = nn.Parameter(position, requires_grad=False)
         self.patches = pack(embeddings.take("patch_embedding.weight").flatten(1), None)
         self.norm = weights.norm("pre_layrnorm", config.layer_norm_eps)
+        for name, value in (("mean", config.mean), ("std", config.std)):  # made once: a CUDA graph takes no host copies
+            constant = torch.tensor(value, device=self.position.device).view(3, 1, 1)
+            self.register_buffer(name, constant, persistent=False)
         self.read = (*config.taps, config.feature_layer)
         count = max(self.read)
         layers = [_block(config, weights.under(f"encoder.layers.{i}."), i + 1 == count) for i in range(count)]
         self.blocks = nn.ModuleList(layers[:-1])  # type: ignore[assignment]
         self.last = layers[-1] if layers else None
 
+    def preprocess(self, frames: Tensor) -> Tensor:
+        """frames [N,3,H,W] in 0..255, truncated to whole grey levels -> normalised pixel values, fp32."""
+        return (frames.to(torch.uint8).float() / 255 - self.mean) / self.std
+
     def embed(self, frames: Tensor) -> Tensor:
-        """frames [N,3,H,W] in 0..255 -> [N,1+patches,D]."""
+        """frames [n,3,H,W] in 0..255 -> [n,1+patches,D]."""
         p, grid = self.config.patch_size, self.config.image_size // self.config.patch_size
+        pixels = self.preprocess(frames).to(self.position.dtype)[..., : grid * p, : grid * p]
+        tiles = pixels.unflatten(3, (grid, p)).unflatten(2, (grid, p)).permute(0, 2, 4, 1, 3, 5)
         hidden = self.position.expand(len(frames), -1, -1).clone()
-        parts = pieces(frames, 16 * frames[0].numel())  # twice in fp32, twice in bf16
-        for part, rows in zip(parts, hidden.split(len(parts[0])), strict=True):
-            pixels = self.preprocess(part).to(hidden.dtype)[..., : grid * p, : grid * p]
-            tiles = pixels.unflatten(3, (grid, p)).unflatten(2, (grid, p)).permute(0, 2, 4, 1, 3, 5)
-            rows[:, 1:] += self.patches(tiles.flatten(3).flatten(1, 2))
-            rows.copy_(self.norm(rows))
-        return hidden
+        hidden[:, 1:] += self.patches(tiles.flatten(3).flatten(1, 2))
+        return self.norm(hidden)
+
+    def read_layers(self, frames: Tensor, out: Tensor) -> None:
+        """Add row 0 of every layer that is read, frames [n,3,H,W], to its slice of out [n,(L+1)*D], features last."""
+        hidden, last = self.embed(frames), self.last
+
+        def taps(entry: int) -> list[Tap]:
+            slices = out.split(hidden.shape[2], 1)
+            return [Tap(kept) for layer, kept in zip(self.read, slices, strict=True) if layer == entry]
+
+        y = run_pre_norm(hidden, None, self.blocks, None if last is None else last.norm1, taps)
+        if last is not None:
+            rows = hidden[:, :1].contiguous()
+            update = last.mlp(step(rows, last.attention(y), last.norm2))
+            step(rows, update, None, taps(max(self.read)))
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """frames [B,T,3,H,W] in 0..255 -> features [B,T,D], taps [B,T,L*D]."""
         B, T = frames.shape[:2]
-        size = self.config.image_size
+        size, (rows, D), dtype = self.config.image_size, self.position.shape, self.position.dtype
         if frames.shape[2:] != (3, size, size):
             raise ValueError(f"want frames [B, T, 3, {size}, {size}], got {list(frames.shape)}")
-        hidden = self.embed(frames.flatten(0, 1))
-        D = hidden.shape[2]
-        out = torch.zeros(len(hidden), len(self.read) * D, device=hidden.device)
-
-        def taps(entry: int) -> list[Tap]:
-            return [Tap(kept) for layer, kept in zip(self.read, out.split(D, 1), strict=True) if layer == entry]
-
-        last = self.last
-        y = run_pre_norm(hidden, None, self.blocks, None if last is None else last.norm1, taps)
-        if last is not None:
-            rows = hidden[:, :1].contiguous()
-            update = apply(last.attention, y, torch.empty_like(rows))
-            update = last.mlp(step(rows, update, last.norm2))
-            step(rows, update, None, taps(max(self.read)))
-        kept = out.to(hidden.dtype).unflatten(0, (B, T))
+        out = torch.zeros(B * T, len(self.read) * D, device=frames.device)
+        parts = pieces(frames.flatten(0, 1), rows * self.config.mlp_size * dtype.itemsize)
+        for part, slices in zip(parts, out.split(len(parts[0])), strict=True):
+            self.read_layers(part, slices)
+        kept = out.to(dtype).unflatten(0, (B, T))
         return kept[..., -D:], kept[..., :-D]
 
 
