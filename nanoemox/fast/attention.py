@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .linear import multiplies_packed
 
-_TEMPORARIES = 10 << 20  # bytes that stay in a CPU's cache; other devices are filled by whole batches
+_TEMPORARIES = 18 << 20  # bytes; about what a CPU's cache holds. Other devices are filled by whole batches
 
 
 def pieces(x: Tensor, bytes_each: int) -> tuple[Tensor, ...]:

@@ -22,6 +22,9 @@ class FastVision(VisionEncoder):
     blocks: Sequence[Block]  # all but the last
     last: Block | None
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, config: VisionConfig, weights: Weights):
         nn.Module.__init__(self)
         self.config = config

@@ -15,6 +15,8 @@ def dot(x, w, acc, PARTS: tl.constexpr):
             part = rest.to(tl.bfloat16)
             acc = tl.dot(part, w, acc)
             rest -= part.to(tl.float32)
+    elif w.dtype == tl.float32:  # no tensor cores: even three TF32 products err more than PyTorch's own fp32
+        acc = tl.dot(x.to(tl.float32), w, acc, input_precision="ieee")
     else:
         acc = tl.dot(x.to(tl.float32), w.to(tl.float32), acc, input_precision="tf32x3")
     return acc

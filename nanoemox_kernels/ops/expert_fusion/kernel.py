@@ -96,7 +96,7 @@ def _scores(
         mask_c = offs_c < C
         q = tl.load(query_ptr[:, None] + offs_c[None, :], mask=mask_r[:, None] & mask_c[None, :], other=0.0)
         k = tl.load(key_ptr[:, None] + offs_c[None, :], mask=mask_k[:, None] & mask_c[None, :], other=0.0)
-        scores = tl.dot(q, tl.trans(k), scores, input_precision="tf32x3")
+        scores = tl.dot(q, tl.trans(k), scores, input_precision="ieee")
     seen = (clip_q[:, None] == clip_k[None, :]) & mask_k[None, :] | ~mask_r[:, None]  # a row that is none sees them all
     return tl.where(seen, scores * scale, float("-inf"))
 
@@ -164,7 +164,7 @@ def _fusion_attend(
                 mixed = tl.zeros([BLOCK_R, PART], dtype=tl.float32)
                 for clip in tl.static_range(CLIPS):  # one after the other: 0 * NaN of another clip is NaN
                     own = tl.where((clip_k == first_clip + clip)[:, None], v, 0.0)
-                    product = tl.dot(weights, own, input_precision="tf32x3")
+                    product = tl.dot(weights, own, input_precision="ieee")
                     mixed += tl.where((clip_q == first_clip + clip)[:, None], product, 0.0)
                 w = tl.load(
                     weight_ptr + ((e * H + offs_n) * H)[:, None] + (column + offs_c)[None, :],
