@@ -25,9 +25,14 @@ def load(gpu: str) -> dict[str, dict[str, int]]:
     return found
 
 
-_name = cache(torch.cuda.get_device_name)
+@cache
+def _of(device: int) -> dict[str, dict[str, int]]:
+    return load(torch.cuda.get_device_name(device))
+
+
+_available = cache(torch.cuda.is_available)  # asked anew it would cost more than the rest of a launch's Python
 
 
 def tuned(kernel: str) -> dict[str, int]:
     """Settings of a kernel on the current GPU."""
-    return load(_name(torch.cuda.current_device()) if torch.cuda.is_available() else "")[kernel]
+    return (_of(torch.cuda.current_device()) if _available() else load(""))[kernel]

@@ -6,20 +6,29 @@ import triton.language as tl
 
 @triton.jit
 def dot(x, w, acc, PARTS: tl.constexpr):
-    """acc + x w. fp32 x meets a bf16 w as a sum of bf16 parts: two keep 16 of its bits, three all 24."""
+    """acc + x w. fp32 x meets a bf16 w as a sum of bf16 parts: two keep 16 of its bits, three all 24.
+
+    The product of a tile is a sum of its own, added to acc by an addition that rounds: tensor cores truncate, and one
+    long sum of fused multiply-adds errs more than PyTorch's. max_num_imprecise_acc keeps Triton from joining the two.
+    """
     if x.dtype == w.dtype and w.dtype != tl.float32:
-        acc = tl.dot(x, w, acc)
+        product = tl.dot(x, w, max_num_imprecise_acc=1)
     elif w.dtype == tl.bfloat16:
-        rest = x.to(tl.float32)
-        for _ in tl.static_range(PARTS):
-            part = rest.to(tl.bfloat16)
-            acc = tl.dot(part, w, acc)
-            rest -= part.to(tl.float32)
+        high = x.to(tl.float32)
+        most = high.to(tl.bfloat16)
+        rest = high - most.to(tl.float32)
+        more = rest.to(tl.bfloat16)
+        if PARTS == 3:  # each part by itself: shorter chains of products
+            least = (rest - more.to(tl.float32)).to(tl.bfloat16)
+            product = tl.dot(more, w, max_num_imprecise_acc=1) + tl.dot(least, w, max_num_imprecise_acc=1)
+            product += tl.dot(most, w, max_num_imprecise_acc=1)
+        else:
+            product = tl.dot(most, w, tl.dot(more, w))
     elif w.dtype == tl.float32:  # no tensor cores: even three TF32 products err more than PyTorch's own fp32
-        acc = tl.dot(x.to(tl.float32), w, acc, input_precision="ieee")
+        product = tl.dot(x.to(tl.float32), w, input_precision="ieee", max_num_imprecise_acc=1)
     else:
-        acc = tl.dot(x.to(tl.float32), w.to(tl.float32), acc, input_precision="tf32x3")
-    return acc
+        product = tl.dot(x.to(tl.float32), w.to(tl.float32), input_precision="tf32x3", max_num_imprecise_acc=1)
+    return acc + product
 
 
 @triton.jit

@@ -177,10 +177,11 @@ def _fusion_attend(
     acc += tl.load(rows_ptr + place, mask=mask, other=0.0)
     tl.store(residual_ptr + place, acc, mask=mask)
     mean = tl.sum(tl.where(mask_n[None, :], acc, 0.0), axis=1) / tl.sum(mask_n.to(tl.float32), axis=0)
-    centred = tl.where(mask_n[None, :], acc - mean[:, None], 0.0)
+    centred = acc - mean[:, None]  # the mask is behind the product, lest it fuse with a lane's sum: all lanes store one
+    squares = tl.where(mask_n[None, :], centred * centred, 0.0)
     part = (bt * E + e) * tl.num_programs(1) + tl.program_id(1)
     tl.store(mean_ptr + part, mean, mask=mask_r)
-    tl.store(square_ptr + part, tl.sum(centred * centred, axis=1), mask=mask_r)
+    tl.store(square_ptr + part, tl.sum(squares, axis=1), mask=mask_r)
 
 
 @triton.jit(do_not_specialize=["R", "T"])

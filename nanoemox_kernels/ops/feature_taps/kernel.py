@@ -44,18 +44,23 @@ def _tap_pool(
     out_ptr, hidden_ptr, weight,
     N, D,
     stride_or, stride_od, stride_hr, stride_hn, stride_hd,
-    MEAN: tl.constexpr, BLOCK_D: tl.constexpr,
+    MEAN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):
-    """One r and a block of D: out += weight * pooled."""
+    """One r and a block of D: out += weight * pooled. A mean has BLOCK_N rows in flight at a time."""
     r = tl.program_id(0).to(tl.int64)
     offs_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     mask_d = offs_d < D
     row = hidden_ptr + r * stride_hr + offs_d.to(tl.int64) * stride_hd
-    value = tl.load(row, mask=mask_d, other=0.0).to(tl.float32)
     if MEAN:
-        for n in range(1, N):
-            value += tl.load(row + n * stride_hn, mask=mask_d, other=0.0).to(tl.float32)
+        value = tl.zeros([BLOCK_D], dtype=tl.float32)
+        for first in range(0, N, BLOCK_N):
+            offs_n = first + tl.arange(0, BLOCK_N)
+            mask = (offs_n < N)[:, None] & mask_d[None, :]
+            tile = tl.load(row[None, :] + (offs_n.to(tl.int64) * stride_hn)[:, None], mask=mask, other=0.0)
+            value += tl.sum(tile.to(tl.float32), axis=0)
         value = value / N
+    else:
+        value = tl.load(row, mask=mask_d, other=0.0).to(tl.float32)
     place = out_ptr + r * stride_or + offs_d.to(tl.int64) * stride_od
     tl.store(place, tl.load(place, mask=mask_d, other=0.0) + weight * value, mask=mask_d)
 
@@ -88,7 +93,7 @@ def tap_pool_fwd(out: Tensor, hidden: Tensor, weight: float, mean: bool) -> None
     R, N, D = hidden.shape
     if out.numel() == 0:
         return
-    settings = tuned("tap_pool")
+    settings = tuned("tap_pool" if mean else "tap_row")
     with torch.cuda.device_of(out):
         _tap_pool[(R, triton.cdiv(D, settings["BLOCK_D"]))](
             out, hidden, weight, N, D, *out.stride(), *hidden.stride(), MEAN=mean, **settings
