@@ -21,12 +21,6 @@ def pytest_addoption(parser):
     parser.addoption("--rounds", type=int, default=30, help="rounds a case (default 30)")
 
 
-def pytest_collect_file(parent, file_path):
-    if file_path.name.startswith("bench_") and file_path.suffix == ".py":
-        return pytest.Module.from_parent(parent, path=file_path)
-    return None
-
-
 @pytest.fixture(scope="session")
 def device():
     return DEVICE

@@ -22,7 +22,7 @@ SPACE = {
     "xattn_context": {"num_warps": [1, 2, 4]},
     "rows_linear": {"BLOCK_R": [16, 32], "BLOCK_N": [16, 32, 64], "BLOCK_K": [64, 128], "num_warps": [2, 4]},
     "residual_norm": {"num_warps": [1, 2, 4, 8]},
-    "tap_pool": {"BLOCK_D": [128, 256, 512], "num_warps": [1, 2, 4]},
+    "tap_pool": {"BLOCK_D": [128, 256, 512], "BLOCK_N": [32, 64, 128], "num_warps": [1, 2, 4]},
 }
 
 

@@ -1,4 +1,4 @@
-"""Work of the encoders and the least time it takes: the formulas of shared/design/roofline.md."""
+"""Work of the encoders and the least time it takes, from their sizes."""
 
 
 def _layers(T: int, d: int, L: int) -> int:
@@ -6,12 +6,12 @@ def _layers(T: int, d: int, L: int) -> int:
 
 
 def clip(B: int, n: int = 8, T: int = 257, d: int = 1024) -> int:
-    """FLOP of CLIP ViT-L/14 on B clips of n frames, only what is read (section "Formulas")."""
+    """FLOP of CLIP ViT-L/14 on B clips of n frames, only what is read."""
     return B * n * (_layers(T, d, 22) + 4 * d * d * T + 20 * d * d + 4 * T * d + 2 * 256 * 588 * d)
 
 
 def hubert(B: int, n: int = 8, samples: int = 32000) -> int:
-    """FLOP of HuBERT-Large on B clips of n windows (section "Formulas")."""
+    """FLOP of HuBERT-Large on B clips of n windows."""
     flop, channels, t = 0, 1, samples
     for k, stride in ((10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2)):
         t = (t - k) // stride + 1
@@ -21,7 +21,7 @@ def hubert(B: int, n: int = 8, samples: int = 32000) -> int:
 
 
 def swin(B: int, n: int = 8) -> int:
-    """FLOP of Swin-B on B clips of n face crops of 224x224, pyramid head folded (section "Formulas")."""
+    """FLOP of Swin-B on B clips of n face crops of 224x224, pyramid head folded."""
     flop, C, t = 2 * 3136 * 48 * 128, 128, 3136
     for stage, depth in enumerate((2, 2, 18, 2)):
         flop += depth * (24 * C * C * t + 4 * 49 * C * t)
@@ -32,5 +32,5 @@ def swin(B: int, n: int = 8) -> int:
 
 
 def floor(flop: float, moved: float, ceilings: dict[str, float]) -> float:
-    """Seconds: max(F / peak, bytes / BW) with the peaks measured on this GPU (section "Formulas")."""
+    """Seconds: max(F / peak, bytes / BW) with the peaks measured on this GPU."""
     return max(flop / ceilings["matmul"], moved / ceilings["bandwidth"])
