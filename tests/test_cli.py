@@ -56,9 +56,10 @@ def test_all_tasks_and_plain_text(tmp_path):
 def test_info():
     out = run("info", "--json")
     info = json.loads(out.stdout)
-    assert info["model"] == "demo" and "runs the reference" in info["fast"] and out.returncode == 0
+    assert info["model"] == "demo" and out.returncode == 0
+    assert info["fast"]["vision"] == "fast" and info["fast"]["video_branch"].startswith("reference (")
     assert info["parameters"] == sum(info["parameters_by_part"].values()) > 1e6
-    assert "fast" in run("info").stdout
+    assert "vision: fast" in run("info").stdout and "vision: reference" in run("info", "--no-fast").stdout
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_merged_adapters_answer_alike(bundles, sample):
 
 
 def test_adapters_do_something(bundles, sample):
-    model = nanoemox.load(bundles["keep"], dtype="float32", device="cpu")
+    model = nanoemox.load(bundles["keep"], fast=False, dtype="float32", device="cpu")
     embeds = torch.randn(1, 5, NARROW.language.hidden_size)
     with torch.inference_mode():
         before = model.language.start(embeds)[0]

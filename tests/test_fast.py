@@ -6,11 +6,16 @@ import numpy as np
 import pytest
 import torch
 from official import NARROW as OFFICIAL
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import nanoemox
-from nanoemox.fast import FastNanoEmoX, why_not
+from nanoemox.config import FaceConfig
+from nanoemox.encoders.face import FaceEncoder
+from nanoemox.errors import CheckpointError
+from nanoemox.fast import FastNanoEmoX, accelerate, why_not
+from nanoemox.fast.face import FastFace
+from nanoemox.fast.weights import Weights
 from nanoemox.media import Clip
+from nanoemox.model import NanoEmoX
 from nanoemox.weights import random_bundle
 
 NARROW = replace(OFFICIAL, language=replace(OFFICIAL.language, vocab_size=1024))  # room for the demo's tokenizer
@@ -67,6 +72,34 @@ def variants():
     yield "joint statistics", replace(NARROW, audio=replace(audio, statistics="batch"))
     yield "normalised faces", replace(NARROW, face=replace(NARROW.face, imagenet_normalize=True))
     yield "another fusion", replace(NARROW, fusion=replace(NARROW.fusion, type="attention"))
+    yield (
+        "edge taps",
+        replace(
+            NARROW,
+            vision=replace(vision, taps=(4, 0, 4), feature_layer=4, activation="relu", patch_size=50, heads=4),
+            audio=replace(
+                audio, taps=(0, 2, 2), feature_layers=(3, 1, 1), position_kernel=7, projection_layer_norm=False
+            ),
+        ),
+    )
+    yield (
+        "only embeddings",
+        replace(
+            NARROW,
+            vision=replace(vision, taps=(0, 0, 0), feature_layer=0),
+            audio=replace(audio, taps=(0, 0, 0), feature_layers=(0,), activation="relu", conv_activation="gelu_new"),
+        ),
+    )
+    ends = replace(audio, stable_layer_norm=False, taps=(4, 0, 3), feature_layers=(4,), conv_dim=(16, 8) * 3 + (24,))
+    yield "post-norm to the end", replace(NARROW, audio=ends)
+    yield (
+        "shifted windows",
+        replace(NARROW, face=replace(NARROW.face, depths=(2, 3, 1, 2), window_size=4, mlp_ratio=3.0)),
+    )
+    yield (
+        "parts without a fast form",
+        replace(NARROW, vision=replace(vision, activation="mish"), audio=replace(audio, position_batch_norm=True)),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +119,66 @@ def test_what_has_no_fast_form_stays_the_reference_and_is_said():
     assert reasons["fusion"] == "variant attention" and reasons["vision"] == reasons["face"] == ""
 
 
+def random_model(config=NARROW):
+    return NanoEmoX(config).eval().requires_grad_(False)
+
+
+@torch.inference_mode()
+def test_layers_that_nobody_reads_are_not_run():
+    config = replace(NARROW, audio=replace(NARROW.audio, taps=(1, 2, 1), feature_layers=(1, 2)))
+    model, streams = random_model(config), batch(1)
+    want = outputs(model.encode_streams(*streams))
+    for name, parameter in model.named_parameters():
+        if name.startswith("vision.") and (".layers.3." in name or "post_layernorm" in name):
+            parameter.fill_(torch.nan)
+        if name.startswith("audio.") and (".layers.2." in name or name.startswith("audio.model.encoder.layer_norm")):
+            parameter.fill_(torch.nan)
+        if name.startswith("face.swin.layernorm"):
+            parameter.fill_(torch.nan)
+    assert_same(outputs(accelerate(model).encode_streams(*streams)), want, 2e-5)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("window", "size"), [(2, (96, 64)), (2, (70, 90)), (7, (230, 250)), (7, (256, 224)), (7, (448, 230))]
+)
+def test_frames_of_any_size(window, size):
+    face = FaceConfig(
+        embed_dim=8, depths=(2, 2, 2, 2), heads=(1, 2, 2, 4), feature_size=16, window_size=window, mlp_ratio=2.5
+    )
+    config = replace(NARROW, face=face)
+    frames = torch.randint(0, 256, (1, 3, 3, *size))
+    reference = FaceEncoder(face).eval().requires_grad_(False)
+    want = reference(frames)
+    weights = Weights(torch.nn.ModuleDict({"face": reference}), config)
+    fast = FastFace(face, weights.under("facial_encoder.facexformer."))
+    for _ in range(2):
+        assert (fast(frames) - want).abs().max() <= 2e-5 * want.abs().max()
+        fast(frames.repeat(1, 1, 1, 2, 2))  # a call with another size in between changes nothing
+
+
+@torch.inference_mode()
+def test_without_packed_weights_it_is_the_same(monkeypatch):
+    monkeypatch.setattr("nanoemox.fast.linear.multiplies_packed", lambda device, dtype: False)
+    monkeypatch.setattr("nanoemox.fast.attention.multiplies_packed", lambda device, dtype: False)
+    model, streams = random_model(), batch()
+    want = outputs(model.encode_streams(*streams))
+    fast = accelerate(model)
+    assert_same(outputs(fast.encode_streams(*streams)), want, 2e-5)
+    fast.to("meta").encode_streams(*(stream.to("meta") for stream in streams))  # nothing is left on the CPU
+
+
+@torch.inference_mode()
+def test_a_fast_model_moves_and_tells_its_state(tmp_path):
+    fast, streams = nanoemox.load("demo", dtype="bfloat16", device="cpu"), batch(1)
+    assert fast.dtype == torch.bfloat16 and fast.device.type == "cpu"
+    want = outputs(fast.encode_streams(*streams))
+    torch.save(fast.state_dict(), tmp_path / "state.pt")
+    assert not any(tensor.is_mkldnn for tensor in torch.load(tmp_path / "state.pt").values())
+    assert_same(outputs(fast.to(torch.float32).encode_streams(*streams)), want, 0.05)
+    fast.to("meta").encode_streams(*(stream.to("meta") for stream in streams))
+
+
 @torch.inference_mode()
 def test_frames_that_hold_no_window_are_refused():
     fast = nanoemox.load("demo", fast=True, dtype="float32", device="cpu")
@@ -93,39 +186,35 @@ def test_frames_that_hold_no_window_are_refused():
         fast.face(torch.zeros(1, 3, 3, 96, 64))
 
 
-class Live(TorchDispatchMode):
-    """Counts the largest number of tensors of one shape that were alive at a time."""
-
-    def __init__(self, shape):
-        super().__init__()
-        self.shape, self.storages, self.most = shape, [], 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        import weakref
-
-        out = function(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(tensor, torch.Tensor) and tuple(tensor.shape) == self.shape:
-                self.storages.append(weakref.ref(tensor.untyped_storage()))
-        alive = {storage.data_ptr() for ref in self.storages if (storage := ref()) is not None}
-        self.most = max(self.most, len(alive))
-        return out
+def peak(call):
+    """The most bytes that PyTorch's allocator had given out at a time during the call."""
+    call()
+    with torch.profiler.profile(profile_memory=True) as profile:
+        call()
+    held = most = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    return most
 
 
 @torch.inference_mode()
-def test_no_layer_is_kept(bundle):
-    """The hidden states that live at once do not grow with the number of layers."""
-    counts = []
+@pytest.mark.parametrize("part", ["vision", "audio"])
+def test_no_layer_is_kept(part):
+    """Memory does not grow with the number of layers, and the reference's does."""
+    frames, audio = batch(1)
+    given = frames if part == "vision" else audio
+    peaks = []
     for layers in (4, 12):
         vision = replace(NARROW.vision, layers=layers, taps=(1, 2, layers), feature_layer=layers)
-        config = replace(NARROW, vision=vision)
-        model = nanoemox.load(bundle(f"deep {layers}", config), fast=True, dtype="float32", device="cpu")
-        patches = (vision.image_size // vision.patch_size) ** 2
-        frames = torch.randint(0, 256, (1, 8, 3, vision.image_size, vision.image_size), dtype=torch.uint8)
-        with Live((8, 1 + patches, vision.hidden_size)) as live:
-            model.vision(frames)
-        counts.append(live.most)
-    assert counts[0] == counts[1] <= 6
+        vision = replace(vision, hidden_size=128, patch_size=14)
+        sound = replace(NARROW.audio, layers=layers, taps=(1, 2, layers), feature_layers=(1, layers), mlp_size=2048)
+        model = random_model(replace(NARROW, vision=vision, audio=sound))
+        reference = peak(lambda: getattr(model, part)(given))  # noqa: B023
+        fast = getattr(accelerate(model), part)
+        peaks.append((peak(lambda: fast(given)), reference))  # noqa: B023
+    assert peaks[0][0] == peaks[1][0] < 0.8 * peaks[1][1]
 
 
 def clip():
@@ -150,3 +239,10 @@ def test_saving_gives_the_bundle_back(tmp_path):
     assert (tmp_path / "fast/model.safetensors").read_bytes() == (tmp_path / "slow/model.safetensors").read_bytes()
     again = nanoemox.load(tmp_path / "fast", fast=True, dtype="float32", device="cpu")
     assert again.answer(clip(), max_new_tokens=8).text == fast.answer(clip(), max_new_tokens=8).text
+    streams = batch(1)
+    with torch.inference_mode():
+        assert_same(outputs(again.encode_streams(*streams)), outputs(fast.encode_streams(*streams)), 0)
+    random_bundle("demo", tmp_path / "fast", seed=1)
+    with pytest.raises(CheckpointError, match="has changed since"):
+        again.save(tmp_path / "other")
+    assert not (tmp_path / "other").exists()

@@ -55,7 +55,8 @@ def test_save_and_load_are_identical(dtype, sample, tmp_path):
 
 
 def test_dtype_changes_on_load(sample):
-    wide, narrow = (nanoemox.load("demo", dtype=dtype, device="cpu") for dtype in (torch.float32, torch.bfloat16))
+    dtypes = (torch.float32, torch.bfloat16)
+    wide, narrow = (nanoemox.load("demo", fast=False, dtype=dtype, device="cpu") for dtype in dtypes)
     for (name, a), (_, b) in zip(wide.named_parameters(), narrow.named_parameters(), strict=True):
         assert a.dtype == torch.float32 and b.dtype == torch.bfloat16 and torch.equal(a, b.float()), name
 
@@ -223,7 +224,7 @@ def test_models_load_in_threads():
 
 
 def test_mixed_precision_is_saved_as_it_is(tmp_path):
-    model = nanoemox.load("demo", dtype="bfloat16", device="cpu")
+    model = nanoemox.load("demo", fast=False, dtype="bfloat16", device="cpu")
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
             parameter.data = parameter.data.float() + 1e-5

@@ -19,7 +19,7 @@ from .fusion import FastFusion
 from .language import merge_adapters
 from .linear import ACTIVATIONS
 from .vision import FastVision
-from .weights import Weights
+from .weights import Weights, give_back_heap
 
 __all__ = ["FastNanoEmoX", "accelerate", "why_not"]
 
@@ -87,4 +87,5 @@ def accelerate(reference: NanoEmoX) -> NanoEmoX:
     parts = {name: makers[name]() if reasons.get(name) == "" else part for name, part in reference.named_children()}
     if config.lora is not None:
         merge_adapters(reference.language)
+    give_back_heap()
     return FastNanoEmoX(reference, parts)

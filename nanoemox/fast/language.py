@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from ..language import LanguageModel, merge_lora
 from .weights import let_go
 
-_BLOCK = 4 << 20  # bytes of fp32 that are merged at a time, so that they stay in cache
+_BLOCK = 1 << 20  # bytes of fp32 that are merged at a time, so that they stay in cache
 
 
 def merge_adapters(language: LanguageModel) -> None:

@@ -21,7 +21,6 @@ class FastVision(VisionEncoder):
 
     blocks: Sequence[Block]  # all but the last
     last: Block | None
-
     mean: Tensor
     std: Tensor
 
@@ -45,7 +44,7 @@ class FastVision(VisionEncoder):
 
     def preprocess(self, frames: Tensor) -> Tensor:
         """frames [N,3,H,W] in 0..255, truncated to whole grey levels -> normalised pixel values, fp32."""
-        return (frames.to(torch.uint8).float() / 255 - self.mean) / self.std
+        return frames.to(torch.uint8).float().div_(255).sub_(self.mean).div_(self.std)
 
     def embed(self, frames: Tensor) -> Tensor:
         """frames [n,3,H,W] in 0..255 -> [n,1+patches,D]."""

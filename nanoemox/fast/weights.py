@@ -91,3 +91,10 @@ def let_go(tensor: Tensor) -> None:
     low, high = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE, last // mmap.PAGESIZE * mmap.PAGESIZE
     if tensor.is_contiguous() and low < high:
         ctypes.CDLL(None).madvise(ctypes.c_void_p(low), ctypes.c_size_t(high - low), advice)
+
+
+def give_back_heap() -> None:
+    """Return what folding and packing have left free in the C library's heap, where it can be told to."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim is not None:
+        trim(0)
