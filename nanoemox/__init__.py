@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "load": "loading",
+    "load_language": "loading",
     "read_clip": "media",
     "Clip": "media",
     "Limits": "media",
@@ -16,6 +17,8 @@ _HOME = {
     "NanoEmoXConfig": "config",
     "MediaError": "errors",
     "CheckpointError": "errors",
+    "UsageError": "errors",
+    "Language": "text",
 }
 _MODULES = {"weights", "config", "media", "tasks", "prompts"}
 __all__ = ["__version__", *_HOME]
@@ -24,13 +27,16 @@ if TYPE_CHECKING:
     from .config import NanoEmoXConfig as NanoEmoXConfig
     from .errors import CheckpointError as CheckpointError
     from .errors import MediaError as MediaError
+    from .errors import UsageError as UsageError
     from .loading import load as load
+    from .loading import load_language as load_language
     from .media import Clip as Clip
     from .media import Limits as Limits
     from .media import read_clip as read_clip
     from .model import Encoded as Encoded
     from .model import NanoEmoX as NanoEmoX
     from .tasks import Reply as Reply
+    from .text import Language as Language
 
 
 def __getattr__(name: str) -> Any:

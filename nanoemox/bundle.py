@@ -7,10 +7,11 @@ import shutil
 import struct
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,10 +21,12 @@ from .config import NanoEmoXConfig
 from .errors import CheckpointError
 from .model import NanoEmoX
 from .names import targets
+from .quantized import SCALES, Part, layout
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 _DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-_DTYPE_OF = {name: dtype for dtype, name in _DTYPES.items()}
+_INTEGERS = {torch.int8: "I8", torch.uint8: "U8"}
+_DTYPE_OF = {name: dtype for dtype, name in (_DTYPES | _INTEGERS).items()}
 _BUILDING = threading.RLock()
 _BLOCK = 64 << 20  # bytes converted at a time, where a tensor is larger
 _MAPPED = 128 << 20  # bytes read through one mapping before it is dropped
@@ -35,7 +38,7 @@ class Entry:
 
     file: Path
     shape: tuple[int, ...]
-    dtype: torch.dtype | None  # None for integers and formats that hold no weight of ours
+    dtype: torch.dtype | None  # None for formats that hold no weight of ours
 
 
 def listing(*names: str) -> str:
@@ -45,7 +48,7 @@ def listing(*names: str) -> str:
 
 
 @contextmanager
-def _parameters_on_meta() -> Iterator[None]:
+def parameters_on_meta() -> Iterator[None]:
     """What this thread builds inside holds no parameter memory; buffers are real, so that nothing rebuilds them."""
     owner = threading.get_ident()
     with _BUILDING:
@@ -67,7 +70,7 @@ def _parameters_on_meta() -> Iterator[None]:
 def build_empty(config: NanoEmoXConfig, where: object) -> NanoEmoX:
     """The reference without parameter values. Raises CheckpointError naming `where` if the sizes make no model."""
     try:
-        with _parameters_on_meta():
+        with parameters_on_meta():
             return NanoEmoX(config)
     except (ValueError, TypeError, KeyError, ArithmeticError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -115,9 +118,12 @@ def audit(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]],
         raise CheckpointError(f"{where}: {'; '.join(problems)}{way_out and f' ({way_out})'}")
 
 
-def _assign(model: nn.Module, key: str, value: Tensor) -> None:
+def _assign(model: nn.Module, key: str, value: Tensor, scales: Tensor | None) -> None:
     parent, _, leaf = key.rpartition(".")
-    model.get_submodule(parent)._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+    module: Any = model.get_submodule(parent)
+    module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+    if scales is not None:
+        module.scales = scales
 
 
 def fill(model: nn.Module, config: NanoEmoXConfig, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
@@ -132,24 +138,46 @@ def fill(model: nn.Module, config: NanoEmoXConfig, folder: Path, device: torch.d
             f"{folder}: no *.safetensors in it; `nanoemox convert` makes a bundle of other checkpoints"
         )
     entries = index(files)
-    wanted = shapes(model, config)
-    audit({name: entry.shape for name, entry in entries.items()}, wanted, str(folder))
-    if bad := [name for name, entry in entries.items() if entry.dtype is None]:
+    wanted = layout(shapes(model, config), config.quantize)
+    audit({name: entry.shape for name, entry in entries.items()}, {n: p.shape for n, p in wanted.items()}, str(folder))
+    if bad := [name for name, entry in entries.items() if not _fits(entry, wanted[name])]:
         raise CheckpointError(f"{folder}: not float32, float16 or bfloat16: {listing(*bad)}")
-    by_file = {file: [t for t in targets(model, config) if entries[t.name].file == file] for file in files}
-    for file, group in by_file.items():
+    read_into(model, {target.name: target.parts for target in targets(model, config)}, entries, device, dtype)
+
+
+def read_into(
+    model: nn.Module,
+    parts: dict[str, tuple[str, ...]],
+    entries: dict[str, Entry],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """Give parameters their values: of each name of the files, its parameters take equal shares of the rows."""
+    by_file: dict[Path, list[str]] = {}
+    for name in parts:
+        by_file.setdefault(entries[name].file, []).append(name)
+    for file, names in by_file.items():
         reader, read = safe_open(file, "pt"), 0
-        for target in group:
-            entry = entries[target.name]
-            if entry.dtype == dtype and device.type == "cpu":
-                value = reader.get_tensor(target.name)
+        for name in names:
+            entry, scales, keys = entries[name], entries.get(name + SCALES), parts[name]
+            if device.type == "cpu" and (entry.dtype == dtype or scales is not None):
+                value = reader.get_tensor(name)
             else:
                 if read > _MAPPED:
                     reader, read = safe_open(file, "pt"), 0
                 value = torch.empty(entry.shape, dtype=dtype, device=device)
-                read += _copy(reader, target.name, value)
-            for key, part in zip(target.parts, value.chunk(len(target.parts)) if value.ndim else (value,), strict=True):
-                _assign(model, key, part)
+                read += _copy(reader, name, value)
+            beside: Sequence[Tensor | None] = [None] * len(keys)
+            if scales is not None:
+                with safe_open(scales.file, "pt") as other:
+                    beside = other.get_tensor(name + SCALES).chunk(len(keys))
+            values = value.chunk(len(keys)) if value.ndim else (value,)
+            for key, part, scale in zip(keys, values, beside, strict=True):
+                _assign(model, key, part, scale)
+
+
+def _fits(entry: Entry, part: Part) -> bool:
+    return entry.dtype in _DTYPES if part.dtype is None else entry.dtype == part.dtype
 
 
 def _copy(reader: safe_open, name: str, value: Tensor) -> int:
@@ -178,7 +206,8 @@ def write_safetensors(
     offset = 0
     for name in order:
         header[name] = {
-            "dtype": _DTYPES[kinds[name]], "shape": list(wanted[name]), "data_offsets": [offset, offset + size[name]],
+            "dtype": (_DTYPES | _INTEGERS)[kinds[name]], "shape": list(wanted[name]),
+            "data_offsets": [offset, offset + size[name]],
         }  # fmt: skip
         offset += size[name]
     text = json.dumps(header).encode()

@@ -41,11 +41,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--labels", metavar="A,B,...", help="candidates for mer, msa or mir")
     run.add_argument("--max-new-tokens", type=int, metavar="N", help="default by task, 32 to 512")
     run.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    run.add_argument("--top-k", type=int, default=0, metavar="K", help="draw among the K likeliest (default 0: all)")
     run.add_argument("--top-p", type=float, default=1.0, help="nucleus of sampling (default 1)")
     run.add_argument("--seed", type=int, help="of sampling")
     run.add_argument("--json", action="store_true", help="one JSON object (an array for --task all)")
     _add_model_options(run)
-    run.add_argument("--quantize", metavar="Q", help="int8 or int4, where the decode engine is there")
 
     info = commands.add_parser("info", help="versions, devices, and what a model is", epilog=_EPILOG)
     info.set_defaults(run=_info)
@@ -75,6 +75,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-fast", action="store_true", help="the plain PyTorch reference")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, ...")
     parser.add_argument("--dtype", default="auto", help="auto (default), bfloat16 or float32")
+    parser.add_argument("--quantize", metavar="Q", help="int8 or int4: on a CPU, with the decode engine")
 
 
 @contextmanager
@@ -140,6 +141,7 @@ def _run(args: argparse.Namespace) -> int:
                     args.top_p,
                     args.seed,
                     labels=labels,
+                    top_k=args.top_k,
                 )
             ]
     if args.json or args.task == "all":
@@ -162,7 +164,7 @@ def _identity(model: Any) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
         "fast": model.fast,
-        "quantize": None,
+        "quantize": model.quantize,
     }
 
 
@@ -172,39 +174,9 @@ def _record(source: str, reply: Any, identity: dict[str, Any]) -> dict[str, Any]
 
 
 def _info(args: argparse.Namespace) -> int:
-    import torch
-    import transformers
+    from .info import describe
 
-    from .bundle import CONFIG, index, sha256
-    from .config import NanoEmoXConfig
-    from .loading import fast_parts, find, resolve
-
-    device, dtype = resolve(args.device, args.dtype)
-    folder = find(args.model)
-    config = NanoEmoXConfig.from_json(folder / CONFIG)
-    fast = fast_parts(config)
-    entries = index(sorted(folder.glob("*.safetensors")))
-    if not entries:
-        raise CheckpointError(f"{folder}: no *.safetensors in it")
-    parts: dict[str, int] = {}
-    for name, entry in entries.items():
-        stem = name.split(".")[0]
-        parts[stem] = parts.get(stem, 0) + torch.Size(entry.shape).numel()
-    info = {
-        "nanoemox": __version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "device": str(device),
-        "dtype": str(dtype).removeprefix("torch."),
-        "fast": dict.fromkeys(fast, "reference (--no-fast)") if args.no_fast else fast,
-        "model": config.name,
-        "folder": str(folder),
-        "sha256": sha256(folder),
-        "stored": sorted({str(entry.dtype).removeprefix("torch.") for entry in entries.values()}),
-        "lora": "merged or none" if config.lora is None else f"rank {config.lora.rank}, beside the language model",
-        "parameters": sum(parts.values()),
-        "parameters_by_part": parts,
-    }
+    info = describe(args.model, fast=not args.no_fast, device=args.device, dtype=args.dtype, quantize=args.quantize)
     if args.json:
         print(json.dumps(info))
     else:

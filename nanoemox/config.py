@@ -228,7 +228,7 @@ class LoRAConfig(_Sizes):
 
 @dataclass(frozen=True, kw_only=True)
 class NanoEmoXConfig:
-    """The whole model. `lora` is None once the adapters are merged."""
+    """The whole model. `lora` is None once the adapters are merged; `quantize` is none, int8 or int4 (quantized.py)."""
 
     name: str = "nano-emox-2.2b"
     vision: VisionConfig = field(default_factory=VisionConfig)
@@ -240,8 +240,12 @@ class NanoEmoXConfig:
     fusion: FusionConfig = field(default_factory=FusionConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
     lora: LoRAConfig | None = field(default_factory=LoRAConfig)
+    quantize: str = "none"
 
     def __post_init__(self) -> None:
+        forms = ("none", "int8", "int4")
+        _check(self.quantize in forms, f"quantize {self.quantize!r} is not one of {', '.join(forms)}")
+        _check(self.quantize == "none" or self.lora is None, "quantised weights hold their adapters: lora must be null")
         if self.fusion.type == "multiscale":
             _check(
                 len(self.vision.taps) == len(self.audio.taps),

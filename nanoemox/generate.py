@@ -15,8 +15,12 @@ STOP = "###"
 
 
 class Generator(Protocol):
-    def start(self, embeds: Tensor) -> tuple[Tensor, Any]: ...
+    """A language model, step by step; a state holds several sequences."""
+
+    def start(self, prompts: Sequence[Tensor], shared: Tensor | None = None) -> tuple[Tensor, Any]: ...
     def step(self, ids: Tensor, state: Any) -> Tensor: ...
+    def keep(self, state: Any, rows: list[int]) -> None: ...
+    def end(self, state: Any) -> None: ...
 
 
 class StopRule:
@@ -51,11 +55,15 @@ def postprocess(text: str, bos: str, eos: str) -> str:
 
 @dataclass
 class Sampler:
-    """Greedy at temperature 0, else nucleus sampling. It draws on the CPU: a seed means the same on every device."""
+    """Greedy at temperature 0, else a draw from the `top_k` likeliest tokens (0: all), cut where they make up `top_p`.
+
+    It draws on the CPU: a seed means the same on every device.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
+    top_k: int = 0
     _random: torch.Generator = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -63,6 +71,8 @@ class Sampler:
             raise UsageError(f"temperature must be 0 or more, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise UsageError(f"top_p must lie in (0, 1], got {self.top_p}")
+        if self.top_k < 0:
+            raise UsageError(f"top_k must be 0 (all) or more, got {self.top_k}")
         if self.seed is not None and not -(2**63) <= self.seed < 2**63:
             raise UsageError(f"seed must be a 64-bit integer, got {self.seed}")
         self._random = torch.Generator()
@@ -78,6 +88,9 @@ class Sampler:
         logits = logits.float()
         chances = ((logits - logits.amax(-1, keepdim=True)).cpu() / self.temperature).softmax(-1)
         ranked, order = chances.sort(-1, descending=True)
+        if self.top_k:
+            ranked[:, self.top_k :] = 0
+            ranked /= ranked.sum(-1, keepdim=True)
         ranked[ranked.cumsum(-1) - ranked >= self.top_p] = 0  # the first token is always kept
         drawn = torch.multinomial(ranked, 1, generator=self._random)
         return order.gather(-1, drawn).squeeze(-1).to(logits.device)
@@ -99,45 +112,75 @@ class TextStream:
 
 
 @dataclass
-class Generation:
+class Request:
+    """What is to be generated behind one prompt, embedded [L,W]."""
+
+    prompt: Tensor
+    max_new_tokens: int
+    stop: Callable[[Sequence[int]], bool]  # whether these ids end it
+    sampler: Sampler = field(default_factory=Sampler)
+    watch: Callable[[Sequence[int], bool], None] | None = None  # called with the ids so far, and whether that is all
+
+
+@dataclass
+class Tokens:
+    """`finish` is "stop", "length" or "cancelled"; seconds from the start of all requests to the end of this one."""
+
     ids: list[int]
-    text: str
-    finish: str  # "stop" or "length"
+    finish: str
     seconds: dict[str, float]
 
 
 @torch.inference_mode()
 def generate(
     language: Generator,
-    tokenizer: Tokenizer,
-    embeds: Tensor,
+    requests: Sequence[Request],
     *,
-    max_new_tokens: int,
-    sampler: Sampler,
-    stream: Callable[[str], None] | None = None,
-) -> Generation:
-    """Answer one prompt. embeds [1,L,W]."""
-    stop = StopRule(tokenizer)
-    feed = TextStream(tokenizer, stream) if stream else None
+    shared: Tensor | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> list[Tokens]:
+    """Run requests side by side, one step for all of them at a time; those that have ended take no further part.
+
+    Args:
+        shared: [P,W], what stands before every prompt: read once.
+        cancelled: asked before every step; True ends all that are still under way.
+
+    Raises:
+        ValueError: outputs that are not finite. What a callback raises ends the run too.
+    """
     started = time.perf_counter()
-    logits, state = language.start(embeds)
-    if not logits.isfinite().all():
-        raise ValueError(
-            "the model's outputs are not finite numbers: its weights are damaged or overflow in this dtype"
-        )
-    token = sampler(logits)
-    ids = [int(token)]
-    prefilled = time.perf_counter()
-    while not (finished := stop(ids)) and len(ids) < max_new_tokens:
-        if feed:
-            feed.push(ids, done=False)
-        token = sampler(language.step(token, state))
-        ids.append(int(token))
-    if feed:
-        feed.push(ids, done=True)
-    return Generation(
-        ids=ids,
-        text=postprocess(tokenizer.decode(ids), tokenizer.bos, tokenizer.eos),
-        finish="stop" if finished else "length",
-        seconds={"prefill": prefilled - started, "decode": time.perf_counter() - prefilled},
-    )
+    logits, state = language.start([request.prompt for request in requests], shared)
+    try:
+        if not logits.isfinite().all():
+            raise ValueError(
+                "the model's outputs are not finite numbers: its weights are damaged or overflow in this dtype"
+            )
+        held = [Tokens([], "cancelled", {}) for _ in requests]
+        live, prefill = list(range(len(requests))), 0.0
+        while True:
+            token = torch.cat([requests[i].sampler(logits[row : row + 1]) for row, i in enumerate(live)])
+            prefill = prefill or time.perf_counter() - started
+            for i, id_ in zip(live, token.tolist(), strict=True):
+                held[i].ids.append(id_)
+                request, ids = requests[i], held[i].ids
+                if request.stop(ids):
+                    held[i].finish = "stop"
+                elif len(ids) >= request.max_new_tokens:
+                    held[i].finish = "length"
+                if held[i].finish != "cancelled":
+                    held[i].seconds = {"prefill": prefill, "decode": time.perf_counter() - started - prefill}
+                if request.watch:
+                    request.watch(ids, held[i].finish != "cancelled")
+            rows = [row for row, i in enumerate(live) if held[i].finish == "cancelled"]
+            if not rows or (cancelled is not None and cancelled()):
+                break
+            if len(rows) < len(live):
+                language.keep(state, rows)
+                live, token = [live[row] for row in rows], token[rows]
+            logits = language.step(token, state)
+    finally:
+        language.end(state)
+    total = time.perf_counter() - started
+    for one in held:
+        one.seconds = one.seconds or {"prefill": prefill, "decode": total - prefill}
+    return held

@@ -1,6 +1,7 @@
 """The language model: Hugging Face's Qwen2 or Llama, with LoRA through peft while the adapters are not merged."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,35 +10,48 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, Qwen2Confi
 
 from .config import LanguageConfig, LoRAConfig
 
+KINDS: dict[str, tuple[Any, Any]] = {
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "llama": (LlamaConfig, LlamaForCausalLM),
+}
+
+
+def hugging_face_config(config: LanguageConfig) -> Any:
+    """The same sizes in Hugging Face's words."""
+    return KINDS[config.model_type][0](
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.mlp_size,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        rms_norm_eps=config.rms_norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        max_position_embeddings=config.max_positions,
+        tie_word_embeddings=config.tied_embeddings,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+
 
 class LanguageModel(nn.Module):
-    """What the rest of the model asks of a language model: `embed`, `start` and `step`."""
+    """What the rest of the model asks of a language model: `embed`, `start`, `step`, `keep` and `end`."""
 
     def __init__(self, config: LanguageConfig, lora: LoRAConfig | None = None):
         super().__init__()
-        self.config = config
-        kinds = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}
-        config_class, model_class = kinds[config.model_type]
-        base = model_class(
-            config_class(
-                vocab_size=config.vocab_size,
-                hidden_size=config.hidden_size,
-                intermediate_size=config.mlp_size,
-                num_hidden_layers=config.layers,
-                num_attention_heads=config.heads,
-                num_key_value_heads=config.kv_heads,
-                head_dim=config.head_dim,
-                rms_norm_eps=config.rms_norm_eps,
-                rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-                max_position_embeddings=config.max_positions,
-                tie_word_embeddings=config.tied_embeddings,
-                bos_token_id=None,
-                eos_token_id=None,
-                pad_token_id=None,
-            )
-        )
+        base = KINDS[config.model_type][1](hugging_face_config(config))
         self.model: Any = base if lora is None else _with_lora(base, lora)
         self.tie()
+
+    @classmethod
+    def around(cls, base: Any) -> "LanguageModel":
+        """The same calls on a Hugging Face model that exists already."""
+        held = cls.__new__(cls)
+        nn.Module.__init__(held)
+        held.model = base
+        return held
 
     @property
     def base(self) -> Any:
@@ -46,23 +60,46 @@ class LanguageModel(nn.Module):
 
     def tie(self) -> None:
         """Share the embedding with the output head, where the configuration says so."""
-        if self.config.tied_embeddings:
+        if self.base.config.tie_word_embeddings:
             self.base.lm_head.weight = self.base.model.embed_tokens.weight
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids [...] -> [...,hidden_size]."""
         return self.base.model.embed_tokens(ids)
 
-    def start(self, embeds: Tensor) -> tuple[Tensor, Any]:
-        """Prompt embeddings [B,L,hidden_size] -> logits of the last position [B,vocab], state for `step`."""
-        cache = DynamicCache(config=self.base.config)
-        out = self.model(inputs_embeds=embeds, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return out.logits[:, -1], cache
+    def start(self, prompts: Sequence[Tensor] | Tensor, shared: Tensor | None = None) -> tuple[Tensor, list[Any]]:
+        """Embedded prompts, [L,hidden_size] each, all behind the same `shared` [P,hidden_size] if there is one.
 
-    def step(self, ids: Tensor, state: Any) -> Tensor:
+        Returns logits of the last positions [B,vocab] and the state for `step`: one cache, or one a prompt where their
+        lengths differ.
+        """
+        rows = [prompt if shared is None else torch.cat([shared, prompt]) for prompt in prompts]
+        alike = len({len(row) for row in rows}) == 1
+        outs, caches = [], []
+        for embeds in [torch.stack(rows)] if alike else [row[None] for row in rows]:
+            caches.append(DynamicCache(config=self.base.config))
+            out = self.model(inputs_embeds=embeds, past_key_values=caches[-1], use_cache=True, logits_to_keep=1)
+            outs.append(out.logits[:, -1])
+        return torch.cat(outs), caches
+
+    def step(self, ids: Tensor, state: list[Any]) -> Tensor:
         """One more token each: ids [B] -> logits [B,vocab]."""
-        out = self.model(inputs_embeds=self.embed(ids[:, None]), past_key_values=state, use_cache=True)
-        return out.logits[:, -1]
+        outs = [
+            self.model(inputs_embeds=self.embed(some[:, None]), past_key_values=cache, use_cache=True).logits[:, -1]
+            for some, cache in zip(ids.chunk(len(state)), state, strict=True)
+        ]
+        return torch.cat(outs)
+
+    def keep(self, state: list[Any], rows: list[int]) -> None:
+        """Go on with some of the sequences."""
+        if len(state) == 1:
+            state[0].batch_select_indices(torch.tensor(rows, device=self.base.device))
+        else:
+            state[:] = [state[row] for row in rows]
+
+    def end(self, state: list[Any]) -> None:
+        """The sequences are done."""
+        state.clear()
 
     def forward(self, embeds: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """All positions at once: embeds [B,L,hidden_size] -> logits [B,L,vocab]."""

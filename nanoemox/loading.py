@@ -11,6 +11,8 @@ from .config import NanoEmoXConfig
 from .errors import CheckpointError, UsageError
 from .model import NanoEmoX
 from .prompts import Templates
+from .quantized import FORMS
+from .text import Language, read_config, read_weights
 from .tokenizer import Tokenizer
 
 DEMO = Path(__file__).parent / "demo"
@@ -35,19 +37,19 @@ def load(
         device: "auto" is cuda where there is one, else cpu.
         dtype: "auto" is bfloat16 where the device multiplies it natively, else float32. float16 overflows in the
             language model and is refused.
-        quantize: None; "int8" and "int4" need the decode engine, which this version does not have.
+        quantize: None; "int8" or "int4", of the language model, with the encoders in int8: on a CPU with the decode
+            engine, in the fast form. None takes a quantised bundle as it is.
 
     Raises:
         CheckpointError: missing, extra or misshapen weights, by name; no bundle at `source`.
         UsageError: an option that does not exist or that this machine cannot serve.
     """
     device, dtype = resolve(device, dtype)
-    if quantize is not None:
-        raise UsageError(
-            f"quantize={quantize!r} needs the decode engine, which this version does not have: leave it out"
-        )
     folder = find(source)
     config = NanoEmoXConfig.from_json(folder / CONFIG)
+    quantize = check_quantize(quantize, config.quantize, folder)
+    if quantize is not None:
+        check_served(quantize, fast, _why_not_language(config, device, quantize))
     tokenizer = Tokenizer(folder)
     check_vocabulary(tokenizer, config, folder)
     model = build_empty(config, folder / CONFIG)
@@ -60,15 +62,67 @@ def load(
     if fast:
         from .fast import accelerate
 
-        model = accelerate(model)
+        model = accelerate(model, quantize)
     return model.eval().requires_grad_(False)
 
 
-def fast_parts(config: NanoEmoXConfig) -> dict[str, str]:
+def load_language(
+    folder: str | os.PathLike,
+    *,
+    fast: bool = True,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    quantize: str | None = None,
+) -> Language:
+    """Load a language model alone: any Hugging Face folder of a qwen2 or llama model in safetensors.
+
+    Args as for `load`: on a CPU the fast form is the decode engine, which int8 and int4 need.
+
+    Raises:
+        CheckpointError: no such model there; missing, extra or misshapen weights, by name.
+        UsageError: an option that does not exist or that this machine cannot serve.
+    """
+    device, dtype = resolve(device, dtype)
+    base = read_config(Path(folder))
+    quantize = check_quantize(quantize, "none", Path(folder))
+    from .fast import accelerate_language, why_no_engine
+
+    if quantize is not None:
+        check_served(quantize, fast, why_no_engine(base, device, quantize))
+    language = read_weights(Path(folder), base, device, dtype)
+    model = accelerate_language(language, device, quantize) if fast else language
+    return Language(model.eval().requires_grad_(False), Path(folder), base)
+
+
+def check_quantize(quantize: str | None, held: str, where: Path) -> str | None:
+    """What is asked for and what a bundle holds, as one. Raises UsageError."""
+    if quantize is not None and quantize not in FORMS:
+        raise UsageError(f"quantize {quantize!r} does not exist: use {' or '.join(FORMS)}, or leave it out")
+    if held != "none" and quantize not in (None, held):
+        raise UsageError(f"{where}: holds {held} weights, so quantize={quantize!r} cannot be had of it: leave it out")
+    return quantize if held == "none" else held
+
+
+def check_served(quantize: str, fast: bool, reason: str) -> None:
+    """Raises UsageError where quantised weights cannot run."""
+    if not fast:
+        raise UsageError(f"{quantize} weights need the accelerated form: leave out fast=False (--no-fast)")
+    if reason:
+        raise UsageError(f"quantize={quantize!r} needs the decode engine, which cannot run here: {reason}")
+
+
+def _why_not_language(config: NanoEmoXConfig, device: torch.device, quantize: str | None) -> str:
+    from .fast import why_not
+
+    return why_not(config, device, quantize)["language"]
+
+
+def fast_parts(config: NanoEmoXConfig, device: torch.device, quantize: str | None = None) -> dict[str, str]:
     """Part of the model -> "fast", or "reference" and why, for load(fast=True)."""
     from .fast import why_not
 
-    return {part: f"reference ({reason})" if reason else "fast" for part, reason in why_not(config).items()}
+    reasons = why_not(config, device, quantize)
+    return {part: f"reference ({reason})" if reason else "fast" for part, reason in reasons.items()}
 
 
 def resolve(device: str | torch.device, dtype: str | torch.dtype) -> tuple[torch.device, torch.dtype]:

@@ -16,7 +16,7 @@ from .encoders.face import FaceEncoder, FaceHead
 from .encoders.vision import VisionEncoder
 from .errors import CheckpointError, UsageError
 from .fusion import build_fusion
-from .generate import Sampler, generate
+from .generate import Request, Sampler, StopRule, TextStream, generate, postprocess
 from .language import LanguageModel
 from .media import Clip
 from .qformer import build_branch
@@ -83,6 +83,7 @@ class NanoEmoX(nn.Module):
         self.templates = prompts.Templates()
         self.source: Path | None = None  # the bundle that filled it
         self.fast = False
+        self.quantize: str | None = None
         self.train(False)
 
     def train(self, mode: bool = True) -> "NanoEmoX":
@@ -201,6 +202,9 @@ class NanoEmoX(nn.Module):
         seed: int | None = None,
         stream: Callable[[str], None] | None = None,
         labels: Sequence[str] | None = None,
+        *,
+        top_k: int = 0,
+        cancelled: Callable[[], bool] | None = None,
     ) -> Reply:
         """Answer one task about one clip.
 
@@ -208,78 +212,87 @@ class NanoEmoX(nn.Module):
             task: msa, mer, ov-mer, eri, mir or erg.
             question: replaces the task's question; the answer is still read as the task's.
             max_new_tokens: default by task, 32 to 512.
-            temperature: 0 is greedy; above it, nucleus sampling with `top_p` and `seed`.
+            temperature: 0 is greedy; above it, a draw among the `top_k` likeliest (0: all) within `top_p`, with `seed`.
             stream: called with pieces of the text as they appear.
             labels: replaces the candidates of a task that has them.
+            cancelled: asked between tokens; once it says True the answer ends there, `finish` "cancelled".
         """
-        chosen = get_task(task)
-        labels = check_labels(labels)
-        sampler = Sampler(temperature, top_p, seed)
-        started = time.perf_counter()
-        encoded = self.encode(clip)
-        self._synchronize()
-        seconds = time.perf_counter() - started
-        return self._answer(clip, encoded, seconds, chosen, question, max_new_tokens, sampler, stream, labels)
+        sampler = Sampler(temperature, top_p, seed, top_k)
+        job = _Job(get_task(task), question, check_labels(labels), max_new_tokens, sampler)
+        (reply,) = self._answer(clip, [job], stream, cancelled)
+        return reply
 
     def answer_all(
-        self, clip: Clip, *, max_new_tokens: int | None = None, labels: dict[str, Sequence[str]] | None = None
+        self,
+        clip: Clip,
+        *,
+        max_new_tokens: int | None = None,
+        labels: dict[str, Sequence[str]] | None = None,
+        cancelled: Callable[[], bool] | None = None,
     ) -> dict[str, Reply]:
-        """All six tasks, greedy; the encoders run once. `labels` replaces candidates by task."""
+        """All six tasks, greedy. `labels` replaces candidates by task.
+
+        The encoders run once, what the prompts share is read once, and the answers are decoded side by side; `seconds`
+        of a reply run until it was complete.
+        """
         candidates = {get_task(name).name: check_labels(given) for name, given in (labels or {}).items()}
-        started = time.perf_counter()
-        encoded = self.encode(clip)
-        self._synchronize()
-        seconds = time.perf_counter() - started
-        return {
-            task.name: self._answer(
-                clip, encoded, seconds, task, None, max_new_tokens, Sampler(), None, candidates.get(task.name)
-            )
-            for task in TASKS.values()
-        }
+        jobs = [_Job(task, None, candidates.get(task.name), max_new_tokens, Sampler()) for task in TASKS.values()]
+        return {reply.task: reply for reply in self._answer(clip, jobs, None, cancelled)}
 
     @torch.inference_mode()
     def _answer(
         self,
         clip: Clip,
-        encoded: Encoded,
-        encode_seconds: float,
-        task: Task,
-        question: str | None,
-        max_new_tokens: int | None,
-        sampler: Sampler,
+        jobs: "list[_Job]",
         stream: Callable[[str], None] | None,
-        labels: Sequence[str] | None,
-    ) -> Reply:
-        limit = task.max_new_tokens if max_new_tokens is None else max_new_tokens
-        if limit < 1:
-            raise UsageError(f"max_new_tokens must be at least 1, got {limit}")
-        ids = self.prompt_ids(clip, task, question=question, labels=labels)
+        cancelled: Callable[[], bool] | None,
+    ) -> list[Reply]:
+        """Answer several tasks about one clip; `stream` is fed with the first."""
+        limits = [job.limit() for job in jobs]
+        started = time.perf_counter()
+        encoded = self.encode(clip)
+        self._synchronize()
+        seconds = time.perf_counter() - started
+        prompts_ = [self.prompt_ids(clip, job.task, question=job.question, labels=job.labels) for job in jobs]
         room = self.config.language.max_positions
-        if len(ids) + limit > room:
-            raise ValueError(
-                f"the prompt has {len(ids)} tokens and {limit} more are wanted, but the language model holds {room}: "
-                "shorten the subtitle or the question, or ask for fewer tokens"
-            )
-        embeds = self.splice(torch.tensor([ids], device=self.device), encoded)
-        # splice asked for a tokenizer
-        result = generate(
-            self.language, cast(Tokenizer, self.tokenizer), embeds, max_new_tokens=limit, sampler=sampler, stream=stream
-        )
-        parsed = task.parse(result.text, labels or task.labels)
+        for ids, limit in zip(prompts_, limits, strict=True):
+            if len(ids) + limit > room:
+                raise ValueError(
+                    f"the prompt has {len(ids)} tokens and {limit} more are wanted, but the language model holds "
+                    f"{room}: shorten the subtitle or the question, or ask for fewer tokens"
+                )
+        embeds = [self.splice(torch.tensor([ids], device=self.device), encoded)[0] for ids in prompts_]
+        tokenizer = cast(Tokenizer, self.tokenizer)  # splice asked for it
+        shared = _shared(prompts_) if len(jobs) > 1 else 0
+        stop, feed = StopRule(tokenizer), TextStream(tokenizer, stream) if stream else None
+        requests = [
+            Request(embed[shared:], limit, stop, job.sampler)
+            for embed, limit, job in zip(embeds, limits, jobs, strict=True)
+        ]
+        if feed:
+            requests[0].watch = feed.push
+        results = generate(self.language, requests, shared=embeds[0][:shared] if shared else None, cancelled=cancelled)
         gates, attention = encoded.gates, encoded.face_attention
-        return Reply(
-            task=task.name,
-            text=result.text,
-            labels=parsed.labels,
-            reply=parsed.reply,
-            chain=parsed.chain,
-            tokens=len(result.ids),
-            finish=result.finish,
-            modalities=clip.modalities,
-            gates=None if gates is None else gates[0].tolist(),
-            face_attention=None if attention is None else attention[0].tolist(),
-            seconds={"read": clip.read_seconds, "encode": encode_seconds, **result.seconds},
-        )
+        replies = []
+        for job, result in zip(jobs, results, strict=True):
+            text = postprocess(tokenizer.decode(result.ids), tokenizer.bos, tokenizer.eos)
+            parsed = job.task.parse(text, job.labels or job.task.labels)
+            replies.append(
+                Reply(
+                    task=job.task.name,
+                    text=text,
+                    labels=parsed.labels,
+                    reply=parsed.reply,
+                    chain=parsed.chain,
+                    tokens=len(result.ids),
+                    finish=result.finish,
+                    modalities=clip.modalities,
+                    gates=None if gates is None else gates[0].tolist(),
+                    face_attention=None if attention is None else attention[0].tolist(),
+                    seconds={"read": clip.read_seconds, "encode": seconds, **result.seconds},
+                )
+            )
+        return replies
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -290,3 +303,28 @@ class NanoEmoX(nn.Module):
         from .weights import save_bundle
 
         save_bundle(self, folder)
+
+
+@dataclass
+class _Job:
+    task: Task
+    question: str | None
+    labels: list[str] | None
+    max_new_tokens: int | None
+    sampler: Sampler
+
+    def limit(self) -> int:
+        limit = self.task.max_new_tokens if self.max_new_tokens is None else self.max_new_tokens
+        if limit < 1:
+            raise UsageError(f"max_new_tokens must be at least 1, got {limit}")
+        return limit
+
+
+def _shared(prompts_: list[list[int]]) -> int:
+    """How many ids all prompts begin with; at least one of each is left."""
+    alike = 0
+    for ids in zip(*(ids[:-1] for ids in prompts_), strict=False):
+        if len(set(ids)) > 1:
+            break
+        alike += 1
+    return alike

@@ -1,7 +1,9 @@
 """Bundles from elsewhere: official checkpoints, random numbers, a model in memory."""
 
 import os
+import shutil
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,6 +16,7 @@ from .errors import CheckpointError
 from .loading import DEMO, check_vocabulary, resolve
 from .model import NanoEmoX
 from .names import targets
+from .quantized import layout, producer
 from .tokenizer import Tokenizer
 
 __all__ = ["convert", "random_bundle", "save_bundle"]
@@ -57,8 +60,11 @@ def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     return unit.mul_(torch.Size(shape[1:]).numel() ** -0.5)
 
 
-def save_bundle(model: NanoEmoX, folder: str | os.PathLike) -> None:
-    """Write the model as a bundle, each tensor in its dtype. Raises CheckpointError where it has no tokenizer."""
+def save_bundle(model: NanoEmoX, folder: str | os.PathLike, quantize: str | None = None) -> None:
+    """Write the model as a bundle, each tensor in its dtype, or its matrices as `quantize` ("int8", "int4") has them.
+
+    Raises CheckpointError where it has no tokenizer.
+    """
     if model.tokenizer is None:
         raise CheckpointError("a bundle needs a tokenizer: set model.tokenizer, or start from a loaded bundle")
     parameters = dict(model.named_parameters())
@@ -68,12 +74,24 @@ def save_bundle(model: NanoEmoX, folder: str | os.PathLike) -> None:
         tensors = [parameters[part].detach().cpu() for part in parts[name]]
         return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
+    wanted = shapes(model, model.config)
+    config = replace(model.config, quantize=quantize or "none")
+    parted = layout(wanted, config.quantize)
+    part = producer(wanted, config.quantize, produce)
     card = model.source / CARD if model.source else None
     text = card.read_text() if card and card.is_file() else f"# {model.config.name}\n\nSaved by nanoemox.\n"
     with new_folder(folder) as new:
-        dtypes = {name: parameters[keys[0]].dtype for name, keys in parts.items()}
-        write_safetensors(new / WEIGHTS, shapes(model, model.config), dtypes, produce)
-        model.config.to_json(new / CONFIG)
+        dtypes = {name: p.dtype or parameters[parts[name][0]].dtype for name, p in parted.items()}
+        write_safetensors(new / WEIGHTS, {name: p.shape for name, p in parted.items()}, dtypes, part)
+        config.to_json(new / CONFIG)
         model.tokenizer.save(new)
         model.templates.save(new)
         (new / CARD).write_text(text)
+
+
+def copy_bundle(source: Path, folder: str | os.PathLike) -> None:
+    """The same bundle under another name."""
+    with new_folder(folder) as new:
+        for file in source.iterdir():
+            if file.suffix in (".json", ".safetensors") or file.name == CARD:
+                shutil.copyfile(file, new / file.name)

@@ -9,7 +9,7 @@ import torch  # before the library: torch's OpenMP runtime is the one that both 
 from torch import Tensor
 
 _PATH = Path(__file__).parent / "libnanoemox_cpu.so"
-_ABI = 1
+_ABI = 2
 # Structures of csrc/include/nanoemox.h, field by field: * a pointer, ~ a double, else int64.
 STRUCTURES = {
     "expert_gate": "dtype *out *gates *experts *w1 *b1 *w2 *b2 *scratch B E T H pooled stride_b stride_e stride_t",
@@ -20,6 +20,8 @@ STRUCTURES = {
     " B T C M heads P W stride_b stride_t",
     "residual_norm": "dtype *y *hidden *update *weight *bias R N D hidden_stride_r hidden_stride_n update_stride_r"
     " update_stride_n ~eps",
+    "quantized_linear": "dtype *out *x *data *scales *bias *scratch M N K precision activation combine stride_x"
+    " stride_out",
     "tap_pool": "dtype *out *hidden R N D mean out_stride_r hidden_stride_r hidden_stride_n ~weight",
 }
 _KINDS = {"*": ctypes.c_void_p, "~": ctypes.c_double}
@@ -48,6 +50,10 @@ def _open() -> tuple[Any, str]:
         return None, f"{_PATH.name} is of another version; install again"
     library.nx_cpu_expert_fusion_scratch.argtypes = [ctypes.c_int64] * 5
     library.nx_cpu_expert_fusion_scratch.restype = ctypes.c_int64
+    library.nx_cpu_quantized_linear_scratch.argtypes = [ctypes.c_int64] * 2
+    library.nx_cpu_quantized_linear_scratch.restype = ctypes.c_int64
+    library.nx_cpu_read.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    library.nx_cpu_read.restype = ctypes.c_int64
     library.nx_engine_create.restype = ctypes.c_void_p
     library.nx_engine_create.argtypes = [ctypes.c_void_p]
     library.nx_engine_destroy.argtypes = [ctypes.c_void_p]

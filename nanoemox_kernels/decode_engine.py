@@ -13,87 +13,11 @@ import torch
 from torch import Tensor
 
 from . import _native
-
-GROUP = 32  # columns that share a scale in int4
-_PANEL = 1024  # rows of a matrix that are unpacked or multiplied at a time
-
-
-class Matrix(NamedTuple):
-    """A weight [rows,columns] in one of four forms, as `nx_matrix` of the header describes them.
-
-    fp32 or bf16: data alone. int8: data int8 and scales fp32 [rows]. int4: data uint8 [rows,columns/2] and scales bf16
-    [rows,columns/32].
-    """
-
-    data: Tensor
-    scales: Tensor | None = None
-
-    @property
-    def precision(self) -> str:
-        return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8", torch.uint8: "int4"}[self.data.dtype]
-
-    @property
-    def nbytes(self) -> int:
-        return self.data.nbytes + (0 if self.scales is None else self.scales.nbytes)
-
-
-def quantize_int8(weight: Tensor) -> Matrix:
-    """weight [rows,columns] -> int8 with a scale a row: the largest number of a row becomes 127."""
-    scales = weight.abs().amax(1).float() / 127
-    data = torch.empty(weight.shape, dtype=torch.int8)
-    for rows, source, scale in zip(data.split(1024), weight.split(1024), scales.split(1024), strict=True):
-        rows.copy_((source.float() / scale.clamp_min(1e-30)[:, None]).round_())
-    return Matrix(data, scales)
-
-
-def quantize_int4(weight: Tensor) -> Matrix:
-    """weight [rows,columns] -> int4 in groups of 32 columns; the number of largest size in a group becomes -8."""
-    rows, columns = weight.shape
-    data = torch.empty(rows, columns // 2, dtype=torch.uint8)
-    scales = torch.empty(rows, columns // GROUP, dtype=torch.bfloat16)
-    for out, scale, source in zip(data.split(1024), scales.split(1024), weight.split(1024), strict=True):
-        groups = source.float().unflatten(1, (-1, GROUP))
-        peak = groups.gather(2, groups.abs().argmax(2, keepdim=True))[..., 0]
-        scale.copy_(peak / -8)
-        step = scale.float()[..., None]
-        level = (groups / torch.where(step == 0, 1, step)).round_().clamp_(-8, 7).add_(8).to(torch.uint8)
-        low, high = level.unflatten(1, (-1, 2)).unbind(2)
-        out.copy_((low | high << 4).flatten(1))
-    return Matrix(data, scales)
-
-
-def dequantize(matrix: Matrix, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The weight [rows,columns] that a matrix stands for."""
-    if matrix.scales is None:
-        return matrix.data.to(dtype)
-    if matrix.precision == "int8":
-        return (matrix.data.float() * matrix.scales[:, None]).to(dtype)
-    pairs = matrix.data.unflatten(1, (-1, GROUP))  # [rows, columns/64, 32]
-    level = torch.stack([pairs & 15, pairs >> 4], 2).flatten(1, 2).float() - 8
-    return (level * matrix.scales.float()[..., None]).flatten(1).to(dtype)
-
-
-def multiply(x: Tensor, matrix: Matrix, bias: Tensor | None = None) -> Tensor:
-    """x [...,columns] W^T + bias, for many rows at a time, in the dtype of x, on the form that decoding uses."""
-    if matrix.scales is None:
-        return torch.nn.functional.linear(x, matrix.data.to(x.dtype), None if bias is None else bias.to(x.dtype))
-    rows = x.flatten(0, -2)
-    out = torch.empty(len(rows), len(matrix.data), dtype=x.dtype)
-    panels = zip(*(t.split(_PANEL, dim) for t, dim in ((out, 1), (matrix.data, 0), (matrix.scales, 0))), strict=True)
-    if matrix.precision == "int8":
-        scale = rows.abs().amax(1, keepdim=True).float() / 127
-        level = (rows / torch.where(scale == 0, 1, scale)).round_().to(torch.int8)
-        for part, data, scales in panels:
-            part.copy_(torch._int_mm(level, data.t()) * scales * scale)
-    else:
-        for part, data, scales in panels:
-            part.copy_(rows @ dequantize(Matrix(data, scales), x.dtype).t())
-    out = out if bias is None else out.add_(bias.to(x.dtype))
-    return out.unflatten(0, x.shape[:-1])
+from .matrix import GROUP, PRECISIONS, Matrix
 
 
 class EngineLayer(NamedTuple):
-    """A transformer layer: seven matrices, two RMSNorm weights [width], the bias of q, k and v one after the other."""
+    """A transformer layer: seven matrices, two RMSNorm weights [width], biases: that of q, k and v is one tensor."""
 
     q: Matrix
     k: Matrix
@@ -104,7 +28,11 @@ class EngineLayer(NamedTuple):
     down: Matrix
     input_norm: Tensor
     post_norm: Tensor
-    bias: Tensor | None
+    bias: Tensor | None = None
+    o_bias: Tensor | None = None
+    gate_bias: Tensor | None = None
+    up_bias: Tensor | None = None
+    down_bias: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -143,9 +71,6 @@ class _CConfig(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("exact_head", "embedding", "cosines", "sines", "keys", "values")),
         ("eps", ctypes.c_double),
     ]
-
-
-_PRECISIONS = {"fp32": 0, "bf16": 1, "int8": 2, "int4": 3}
 
 
 def why_not() -> str:
@@ -191,7 +116,7 @@ class DecodeEngine:
         first = layers[0].q.precision if layers else head.precision
         table = (_CLayer * len(layers))(*(self._layer(layer) for layer in layers))
         config = _CConfig(
-            _PRECISIONS[first], _PRECISIONS[head.precision], 0 if dtype == torch.float32 else 1, len(layers),
+            PRECISIONS[first], PRECISIONS[head.precision], 0 if dtype == torch.float32 else 1, len(layers),
             shape.width, shape.mlp, shape.heads, shape.kv_heads, shape.head_size, shape.vocab, shape.slots,
             shape.capacity, threads or torch.get_num_threads(), ctypes.cast(table, ctypes.c_void_p),
             self._vector(norm), self._matrix(head), None if exact_head is None else self._pointer(exact_head),
@@ -215,9 +140,9 @@ class DecodeEngine:
 
     def _layer(self, layer: EngineLayer) -> _CLayer:
         return _CLayer(
-            *(self._matrix(matrix) for matrix in layer[:7]), self._vector(layer.input_norm),
-            self._vector(layer.post_norm), None if layer.bias is None else self._vector(layer.bias),
-        )  # fmt: skip
+            *(self._matrix(matrix) for matrix in layer[:7]),
+            *(None if vector is None else self._vector(vector) for vector in layer[7:]),
+        )
 
     def step(
         self,
@@ -297,8 +222,11 @@ def _check(
     for i, layer in enumerate(layers):
         vectors[f"layer {i} input_norm"] = layer.input_norm, (shape.width,)
         vectors[f"layer {i} post_norm"] = layer.post_norm, (shape.width,)
-        if layer.bias is not None:
-            vectors[f"layer {i} bias"] = (layer.bias, (queries + 2 * keys,))
-    for name, (tensor, size) in vectors.items():
-        if tuple(tensor.shape) != size:
-            raise ValueError(f"{name}: want {list(size)}, got {list(tensor.shape)}")
+        sizes = {"bias": queries + 2 * keys, "o_bias": shape.width, "gate_bias": shape.mlp, "up_bias": shape.mlp,
+                 "down_bias": shape.width}  # fmt: skip
+        for name, size in sizes.items():
+            if (held := getattr(layer, name)) is not None:
+                vectors[f"layer {i} {name}"] = held, (size,)
+    for name, (tensor, wide) in vectors.items():
+        if tuple(tensor.shape) != wide:
+            raise ValueError(f"{name}: want {list(wide)}, got {list(tensor.shape)}")

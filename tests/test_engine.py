@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from nanoemox.config import LanguageConfig
 from nanoemox_kernels import decode_engine as engine
+from nanoemox_kernels import matrix
 
 pytestmark = pytest.mark.skipif(engine.why_not() != "", reason=f"no decode engine: {engine.why_not()}")
 
@@ -45,13 +45,7 @@ def ours(model, quantize=None):
 
     from nanoemox.fast.decoding import engine_language
 
-    c = model.config
-    config = LanguageConfig(
-        vocab_size=c.vocab_size, hidden_size=c.hidden_size, mlp_size=c.intermediate_size, layers=c.num_hidden_layers,
-        heads=c.num_attention_heads, kv_heads=c.num_key_value_heads, head_dim=c.head_dim, model_type=c.model_type,
-        rms_norm_eps=c.rms_norm_eps, tied_embeddings=c.tie_word_embeddings, max_positions=512,
-    )  # fmt: skip
-    return engine_language(config, deepcopy(model), quantize)
+    return engine_language(deepcopy(model), quantize)
 
 
 def teacher_forced(language, ids, prompt):
@@ -133,15 +127,15 @@ def test_sequences_of_a_batch_do_not_see_each_other_and_the_cache_grows():
 
 def test_int8_and_int4_stand_for_what_they_say():
     weight = torch.randn(70, 192)
-    for quantized, bound in ((engine.quantize_int8(weight), 0.006), (engine.quantize_int4(weight), 0.15)):
-        error = (engine.dequantize(quantized) - weight).abs().max() / weight.abs().max()
+    for quantized, bound in ((matrix.quantize_int8(weight), 0.006), (matrix.quantize_int4(weight), 0.15)):
+        error = (matrix.dequantize(quantized) - weight).abs().max() / weight.abs().max()
         assert error < bound
         x = torch.randn(9, 192)
-        product = engine.multiply(x, quantized, torch.ones(70))
-        exact = x.double() @ engine.dequantize(quantized).double().t() + 1
+        product = matrix.multiply(x, quantized, torch.ones(70))
+        exact = x.double() @ matrix.dequantize(quantized).double().t() + 1
         assert (product - exact).abs().max() < 0.02 * exact.abs().max()
-    assert torch.equal(engine.dequantize(engine.quantize_int4(torch.zeros(2, 64))), torch.zeros(2, 64))
-    assert torch.equal(engine.dequantize(engine.quantize_int8(torch.zeros(2, 64))), torch.zeros(2, 64))
+    assert torch.equal(matrix.dequantize(matrix.quantize_int4(torch.zeros(2, 64))), torch.zeros(2, 64))
+    assert torch.equal(matrix.dequantize(matrix.quantize_int8(torch.zeros(2, 64))), torch.zeros(2, 64))
 
 
 @torch.inference_mode()
@@ -150,11 +144,11 @@ def test_quantised_engine_is_the_model_with_quantised_weights(quantize, bound):
     """Against Hugging Face with the dequantised matrices: only the activations' rounding is left."""
     model = hugging_face("qwen2", 4, 2, 64, False, 300, torch.float32)
     language = ours(model, quantize)
-    form = {"int8": engine.quantize_int8, "int4": engine.quantize_int4}[quantize]
+    form = {"int8": matrix.quantize_int8, "int4": matrix.quantize_int4}[quantize]
     for layer in model.model.layers:
         for part in (*(getattr(layer.self_attn, f"{x}_proj") for x in "qkvo"), *layer.mlp.children()):
             if hasattr(part, "weight"):
-                part.weight.copy_(engine.dequantize(form(part.weight)))
+                part.weight.copy_(matrix.dequantize(form(part.weight)))
     ids = torch.randint(0, 300, (2, 30))
     want, found = model(ids).logits[:, 9:], teacher_forced(language, ids, 10)
     assert (found - want).pow(2).mean().sqrt() < bound * want.pow(2).mean().sqrt()
@@ -179,7 +173,7 @@ def test_what_is_refused():
     layer = language.layers[0]
     with pytest.raises(ValueError, match=r"layer 0 q: want a contiguous fp32 \[256, 256\], got \[3, 3\]"):
         engine.DecodeEngine(
-            [layer._replace(q=engine.Matrix(torch.zeros(3, 3)))], language.norm, language.head, language.embedding,
+            [layer._replace(q=matrix.Matrix(torch.zeros(3, 3)))], language.norm, language.head, language.embedding,
             *language.rotary(8), engine.EngineShape(256, 320, 4, 4, 64, 100, 1e-6, capacity=8),
         )  # fmt: skip
 

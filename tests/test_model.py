@@ -11,7 +11,7 @@ from paths import SHARED
 
 import nanoemox
 from nanoemox.errors import CheckpointError, UsageError
-from nanoemox.generate import Sampler, generate, postprocess
+from nanoemox.generate import Request, StopRule, TextStream, generate, postprocess
 from nanoemox.media import Clip
 from nanoemox.model import NanoEmoX
 from nanoemox.prompts import Templates
@@ -142,11 +142,17 @@ class Scripted:
     def __init__(self, ids):
         self.ids = ids
 
-    def start(self, embeds):
+    def start(self, prompts, shared=None):
         return self.step(None, state := iter(self.ids)), state
 
     def step(self, ids, state):
         return torch.nn.functional.one_hot(torch.tensor([next(state)]), 2000).float()
+
+    def keep(self, state, rows):
+        raise AssertionError("one sequence is never a part of several")
+
+    def end(self, state):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -160,10 +166,11 @@ class Scripted:
 )
 def test_streams_hold_back_what_may_not_stay(demo, said, text, finish):
     ids, pieces = demo.tokenizer.encode(said), []
-    out = generate(
-        Scripted(ids), demo.tokenizer, None, max_new_tokens=len(ids), sampler=Sampler(), stream=pieces.append
-    )
-    assert (out.text, "".join(pieces), out.finish, out.ids) == (text, text, finish, ids)
+    feed = TextStream(demo.tokenizer, pieces.append)
+    request = Request(torch.zeros(1, 4), len(ids), StopRule(demo.tokenizer), watch=feed.push)
+    (out,) = generate(Scripted(ids), [request])
+    whole = postprocess(demo.tokenizer.decode(out.ids), demo.tokenizer.bos, demo.tokenizer.eos)
+    assert (whole, "".join(pieces), out.finish, out.ids) == (text, text, finish, ids)
     assert not any("\ufffd" in piece or "###" in piece for piece in pieces)
 
 

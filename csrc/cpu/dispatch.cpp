@@ -19,12 +19,16 @@ struct Level {
     void (*temporal_xattn)(const nx_temporal_xattn_args&);
     void (*residual_norm)(const nx_residual_norm_args&);
     void (*tap_pool)(const nx_tap_pool_args&);
+    void (*quantized_linear)(const nx_quantized_linear_args&);
+    int64_t (*quantized_linear_scratch)(int64_t, int64_t);
+    int64_t (*read)(const void*, int64_t);
     void (*engine_token)(const nx::EngineState&, int64_t);
 };
 
 #define NX_ROW(isa, usable)                                                                              \
     {#isa, [] { return usable; }, nx::isa::expert_gate, nx::isa::expert_fusion, nx::isa::temporal_xattn, \
-     nx::isa::residual_norm, nx::isa::tap_pool, nx::isa::engine_token}
+     nx::isa::residual_norm, nx::isa::tap_pool, nx::isa::quantized_linear, nx::isa::quantized_linear_scratch,    \
+     nx::isa::read, nx::isa::engine_token}
 
 const Level kLevels[] = {
     NX_ROW(baseline, true),
@@ -140,3 +144,17 @@ int nx_cpu_tap_pool(const nx_tap_pool_args* a) {
     if (a->R && a->D) level().tap_pool(*a);
     return NX_OK;
 }
+
+int64_t nx_cpu_quantized_linear_scratch(int64_t M, int64_t K) { return level().quantized_linear_scratch(M, K); }
+
+int nx_cpu_quantized_linear(const nx_quantized_linear_args* a) {
+    NX_DTYPE(a);
+    NX_CHECK(a->precision == NX_INT8 || a->precision == NX_INT4, "the matrix must be NX_INT8 or NX_INT4");
+    NX_CHECK(a->M >= 0 && a->N >= 0 && a->K >= 0 && a->K % 64 == 0, "sizes must be at least 0, and 64 must divide K");
+    NX_CHECK(a->activation >= 0 && a->activation <= NX_GELU_TANH, "no such activation");
+    NX_CHECK(a->combine >= NX_STORE && a->combine <= NX_MULTIPLY, "no such way to combine");
+    if (a->M && a->N) level().quantized_linear(*a);
+    return NX_OK;
+}
+
+int64_t nx_cpu_read(const void* data, int64_t n) { return n > 0 ? level().read(data, n) : 0; }

@@ -46,7 +46,7 @@ struct Thread {
                     put(block + i, value(j * nx::kActivationBlock + i, get));
                 });
                 const int64_t at = b * (columns / nx::kActivationBlock) + j;
-                held.scales[at] = quantize(block, static_cast<int8_t*>(held.data) + at * nx::kActivationBlock,
+                held.scales[at] = quantize(block, nx::kActivationBlock, static_cast<int8_t*>(held.data) + at * nx::kActivationBlock,
                                            held.sums + 2 * at);
             }
         }
@@ -97,14 +97,15 @@ struct Thread {
         }
     }
 
-    void add_to_stream(const nx_matrix& m, int64_t precision, int64_t columns) {
+    void add_to_stream(const nx_matrix& m, const float* bias, int64_t precision, int64_t columns) {
         const nx_matrix* one = &m;
         const int64_t width = s.config.width;
         over(&one, &width, 1, precision, columns, [&](int, int64_t n0, int64_t n, int64_t stride) {
             for (int64_t b = 0; b < s.B; ++b)
                 each_vector(n, [&](int64_t i, auto get, auto put) {
                     float* x = s.stream + b * width + n0 + i;
-                    put(x, get(x) + get(spare + b * stride + i));
+                    const Vec v = get(x) + get(spare + b * stride + i);
+                    put(x, bias ? v + get(bias + n0 + i) : v);
                 });
         });
     }
@@ -203,13 +204,13 @@ struct Thread {
         }
         s.barrier(s.pool);
         prepare(s.attended, c.heads * d, nullptr, c.precision);
-        add_to_stream(w.o, c.precision, c.heads * d);
+        add_to_stream(w.o, w.o_bias, c.precision, c.heads * d);
         s.barrier(s.pool);
         prepare(s.stream, c.width, w.post_norm, c.precision);
         gate_and_up(w);
         s.barrier(s.pool);
         prepare(s.active, c.mlp, nullptr, c.precision);
-        add_to_stream(w.down, c.precision, c.mlp);
+        add_to_stream(w.down, w.down_bias, c.precision, c.mlp);
         s.barrier(s.pool);
     }
 
@@ -222,8 +223,10 @@ struct Thread {
             multiply(w.up, c.precision, c.width, n0, n0 + n, up, stride);
             for (int64_t b = 0; b < s.B; ++b)
                 each_vector(n, [&](int64_t i, auto get, auto put) {
-                    const Vec g = get(spare + b * stride + i);
-                    put(s.active + b * c.mlp + n0 + i, g / (1.0f + exp(-g)) * get(up + b * stride + i));
+                    Vec g = get(spare + b * stride + i), u = get(up + b * stride + i);
+                    if (w.gate_bias) g += get(w.gate_bias + n0 + i);
+                    if (w.up_bias) u += get(w.up_bias + n0 + i);
+                    put(s.active + b * c.mlp + n0 + i, g / (1.0f + exp(-g)) * u);
                 });
         });
     }
@@ -244,10 +247,7 @@ struct Thread {
         for (int64_t b = s.next(s.pool); b < s.B; b = s.next(s.pool)) {
             float* logits = s.logits + b * c.vocab;
             if (again) recheck(b, logits);
-            int64_t best = 0;
-            for (int64_t i = 1; i < c.vocab; ++i)
-                if (logits[i] > logits[best]) best = i;
-            s.best[b] = best;
+            s.best[b] = first_highest(logits, c.vocab);
         }
         s.barrier(s.pool);
     }
@@ -265,6 +265,21 @@ struct Thread {
                     ? dot(static_cast<const bf16*>(held.data) + x, static_cast<const bf16*>(c.exact_head) + at, c.width)
                     : dot(static_cast<const float*>(held.data) + x, static_cast<const float*>(c.exact_head) + at, c.width);
         }
+    }
+
+    // Of n, the first of the highest.
+    static int64_t first_highest(const float* x, int64_t n) {
+        Vec top = splat(x[0]);
+        each_vector(n - n % kLanes, [&](int64_t i, auto get, auto) {
+            const Vec v = get(x + i);
+            top = v > top ? v : top;
+        });
+        float most = x[0];
+        for (int lane = 0; lane < kLanes; ++lane) most = top[lane] > most ? top[lane] : most;
+        for (int64_t i = n - n % kLanes; i < n; ++i) most = x[i] > most ? x[i] : most;
+        for (int64_t i = 0; i < n; ++i)
+            if (x[i] == most) return i;
+        return 0;
     }
 
     // Indices of the `count` highest of n, by insertion: after the start hardly any passes the first comparison.

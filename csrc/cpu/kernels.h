@@ -11,6 +11,9 @@
     void temporal_xattn(const nx_temporal_xattn_args& args);     \
     void residual_norm(const nx_residual_norm_args& args);       \
     void tap_pool(const nx_tap_pool_args& args);                 \
+    void quantized_linear(const nx_quantized_linear_args& args); \
+    int64_t quantized_linear_scratch(int64_t M, int64_t K);      \
+    int64_t read(const void* data, int64_t n);                   \
     void engine_token(const EngineState& state, int64_t thread); \
     }
 

@@ -15,10 +15,10 @@ struct Quantized {
     const int32_t* sums;
 };
 
-// x [64] -> q = round(x / scale), and the sums of both halves of q; returns the scale. NaN and infinity make it NaN.
-inline float quantize(const float* x, int8_t* q, int32_t* sums) {
+// x [n] -> q = round(x / scale), and the sums of every 32 of q; returns the scale. NaN and infinity make it NaN.
+inline float quantize(const float* x, int64_t n, int8_t* q, int32_t* sums) {
     Vec top{}, poison{};
-    for (int64_t i = 0; i < kBlock; i += kLanes) {
+    for (int64_t i = 0; i < n; i += kLanes) {
         const Vec v = load(x + i), a = v < 0.0f ? -v : v;
         top = a > top ? a : top;
         poison += v - v;  // 0, or NaN
@@ -26,15 +26,15 @@ inline float quantize(const float* x, int8_t* q, int32_t* sums) {
     float peak = 0;
     for (int i = 0; i < kLanes; ++i) peak = top[i] > peak ? top[i] : peak;
     const float bad = sum(poison), inverse = bad == 0.0f && peak > 0.0f ? 127.0f / peak : 0.0f;
-    for (int part = 0; part < 2; ++part) {
+    for (int64_t part = 0; part < n / 32; ++part) {
         VecInt total{};
         for (int64_t i = 32 * part; i < 32 * (part + 1); i += kLanes) {
             const Vec v = inverse == 0.0f ? Vec{} : load(x + i) * inverse;
-            const VecInt n = (VecInt)(v + 12582912.0f) - 0x4b400000;  // rounds, as in exp
+            const VecInt level = (VecInt)(v + 12582912.0f) - 0x4b400000;  // rounds, as in exp
             typedef int8_t VecByte __attribute__((vector_size(kLanes)));
-            const VecByte bytes = __builtin_convertvector(n, VecByte);
+            const VecByte bytes = __builtin_convertvector(level, VecByte);
             std::memcpy(q + i, &bytes, kLanes);
-            total += n;
+            total += level;
         }
         sums[part] = 0;
         for (int i = 0; i < kLanes; ++i) sums[part] += total[i];

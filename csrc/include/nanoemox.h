@@ -20,7 +20,7 @@ extern "C" {
 #define NX_API
 #endif
 
-#define NX_ABI_VERSION 1
+#define NX_ABI_VERSION 2
 
 enum { NX_OK = 0, NX_INVALID = 1 };
 enum { NX_F32 = 0, NX_BF16 = 1, NX_INT8 = 2, NX_INT4 = 3 };
@@ -136,11 +136,32 @@ typedef struct {
     const void* scales;
 } nx_matrix;
 
+enum { NX_RELU = 1, NX_SILU = 2, NX_GELU = 3, NX_GELU_TANH = 4 };  /* 0: no activation; NX_GELU is the erf form */
+enum { NX_STORE = 0, NX_ADD = 1, NX_MULTIPLY = 2 };                /* what becomes of what `out` holds */
+
+/* out = activation(x W^T + bias), stored, added to out or multiplied into it: for many rows, W in int8 or int4. Runs
+ * of 64 to 256 numbers of a row of x are rounded to int8 with a scale of their own. K is a multiple of 64. */
+typedef struct {
+    int64_t dtype;
+    void* out;         /* T [M,N], the last stride 1 */
+    const void* x;     /* T [M,K], the last stride 1 */
+    nx_matrix w;       /* [N,K] */
+    const float* bias; /* [N] or null */
+    void* scratch;     /* nx_cpu_quantized_linear_scratch bytes, on a boundary of 64 */
+    int64_t M, N, K, precision, activation, combine, stride_x, stride_out;
+} nx_quantized_linear_args;
+NX_API int64_t nx_cpu_quantized_linear_scratch(int64_t M, int64_t K);
+NX_API int nx_cpu_quantized_linear(const nx_quantized_linear_args* args);
+
+/* Reads n bytes on every thread once; returns a number that depends on all of them. For bandwidth probes. */
+NX_API int64_t nx_cpu_read(const void* data, int64_t n);
+
 typedef struct {
     nx_matrix q, k, v, o, gate, up, down;
     const float* input_norm;        /* [width] */
     const float* post_norm;         /* [width] */
     const float* bias;              /* [(heads + 2 kv_heads) head_size], q, k and v one after the other, or null */
+    const float *o_bias, *gate_bias, *up_bias, *down_bias; /* each may be null */
 } nx_engine_layer;
 
 typedef struct {

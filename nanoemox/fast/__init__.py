@@ -4,6 +4,7 @@
 which and why, from the configuration alone.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,8 +13,10 @@ from torch import nn
 from ..bundle import build_empty, fill
 from ..config import NanoEmoXConfig
 from ..errors import CheckpointError
+from ..language import LanguageModel, hugging_face_config
 from ..model import NanoEmoX
 from .audio import FastAudio
+from .decoding import engine_language, why_no_engine
 from .face import FastFace, FastFaceHead
 from .fusion import FastFusion
 from .language import merge_adapters
@@ -21,7 +24,7 @@ from .linear import ACTIVATIONS
 from .vision import FastVision
 from .weights import Weights, give_back_heap
 
-__all__ = ["FastNanoEmoX", "accelerate", "why_not"]
+__all__ = ["FastNanoEmoX", "accelerate", "accelerate_language", "why_no_engine", "why_not"]
 
 _Stamp = list[tuple[str, int, int]]
 
@@ -29,24 +32,34 @@ _Stamp = list[tuple[str, int, int]]
 class FastNanoEmoX(NanoEmoX):
     """For inference: what it holds of the weights is folded and packed, the official tensors stay in its bundle."""
 
-    def __init__(self, reference: NanoEmoX, parts: dict[str, nn.Module]):
+    def __init__(self, reference: NanoEmoX, parts: dict[str, nn.Module], quantize: str | None):
         super().__init__(reference.config, parts)
         self.tokenizer, self.templates, self.source = reference.tokenizer, reference.templates, reference.source
-        self.fast = True
+        self.fast, self.quantize = True, quantize
         self._stamp = _stamp(self.source)
 
     def save(self, folder: str | Path) -> None:
-        """Write a bundle with the weights of the one it was loaded from, adapters apart, in this model's dtype."""
+        """Write a bundle with the weights of the one it was loaded from, in this model's dtype.
+
+        Adapters stay apart; in a quantised model they are merged, and its matrices are written as it holds them.
+        """
+        from ..weights import copy_bundle, save_bundle
+
         if self.source is None or _stamp(self.source) != self._stamp:
             raise CheckpointError(
                 f"{self.source}: the bundle that this model came from has changed since, and a fast model keeps no "
                 "official tensors of its own: load it again, or with fast=False"
             )
+        if self.config.quantize != "none":
+            return copy_bundle(self.source, folder)
         reference = build_empty(self.config, self.source)
         fill(reference, self.config, self.source, torch.device("cpu"), self.dtype)
         reference.language.tie()
         reference.tokenizer, reference.templates, reference.source = self.tokenizer, self.templates, self.source
-        reference.save(folder)
+        if self.quantize and self.config.lora is not None:
+            merge_adapters(reference.language)
+            reference.config = replace(self.config, lora=None)
+        save_bundle(reference, folder, self.quantize)
         self._stamp = _stamp(self.source)
 
 
@@ -55,7 +68,7 @@ def _stamp(folder: Path | None) -> _Stamp:
     return [(file.name, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
 
 
-def why_not(config: NanoEmoXConfig) -> dict[str, str]:
+def why_not(config: NanoEmoXConfig, device: torch.device, quantize: str | None = None) -> dict[str, str]:
     """Part -> why it stays the reference, "" where it is fast."""
     vision, audio = config.vision.activation, {config.audio.activation, config.audio.conv_activation}
     reasons = dict.fromkeys(("vision", "audio", "face", "face_head", "fusion"), "")
@@ -68,13 +81,16 @@ def why_not(config: NanoEmoXConfig) -> dict[str, str]:
     if config.fusion.type != "multiscale":
         reasons["fusion"] = f"variant {config.fusion.type}"
     reasons |= dict.fromkeys(("video_branch", "audio_branch"), "has no fused op")
-    return reasons | {"language": "Hugging Face's, adapters merged"}
+    return reasons | {"language": why_no_engine(hugging_face_config(config.language), device, quantize)}
 
 
-def accelerate(reference: NanoEmoX) -> NanoEmoX:
-    """A fast model with the weights of `reference`, which is left hollow: its tensors are handed over one by one."""
+def accelerate(reference: NanoEmoX, quantize: str | None = None) -> NanoEmoX:
+    """A fast model with the weights of `reference`, which is left hollow: its tensors are handed over one by one.
+
+    quantize: None, "int8" or "int4", of the language model; the encoders' layers are int8 in either.
+    """
     config = reference.config
-    weights = Weights(reference, config)
+    weights = Weights(reference, config, quantize is not None)
     clip = "visual_encoder.model.vision_model."
     makers = {
         "vision": lambda: FastVision(config.vision, weights.under(clip)),
@@ -82,10 +98,20 @@ def accelerate(reference: NanoEmoX) -> NanoEmoX:
         "face": lambda: FastFace(config.face, weights.under("facial_encoder.facexformer.")),
         "face_head": lambda: FastFaceHead(config.face, weights.under("facial_encoder.")),
         "fusion": lambda: FastFusion(config.fusion, weights, len(config.vision.taps)),
+        "language": lambda: engine_language(reference.language.base, quantize),
     }
-    reasons = why_not(config)
-    parts = {name: makers[name]() if reasons.get(name) == "" else part for name, part in reference.named_children()}
-    if config.lora is not None:
+    reasons = why_not(config, reference.device, quantize)
+    if reasons["language"] and config.lora is not None:
         merge_adapters(reference.language)
+    parts = {name: makers[name]() if reasons.get(name) == "" else part for name, part in reference.named_children()}
     give_back_heap()
-    return FastNanoEmoX(reference, parts)
+    return FastNanoEmoX(reference, parts, quantize)
+
+
+def accelerate_language(language: LanguageModel, device: torch.device, quantize: str | None = None) -> nn.Module:
+    """The same for a language model of its own: on the decode engine, or as it is."""
+    if why_no_engine(language.base.config, device, quantize):
+        return language
+    fast = engine_language(language.base, quantize)
+    give_back_heap()
+    return fast

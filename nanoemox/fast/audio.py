@@ -133,7 +133,7 @@ class _PositionalConvolution(nn.Module):
 
 
 def _block(config: AudioConfig, weights: Weights) -> Block:
-    up = weights.linear("feed_forward.intermediate_dense", config.activation)
+    up = weights.linear("feed_forward.intermediate_dense", activation=config.activation)
     return Block(
         weights.norm("layer_norm", config.layer_norm_eps),
         self_attention(weights.under("attention."), config.heads),

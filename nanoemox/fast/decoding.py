@@ -3,98 +3,127 @@
 Architecture section 9; any qwen2 or llama configuration. A matrix is bf16, fp32, int8 or int4 and serves both phases.
 """
 
-from collections.abc import Callable
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanoemox_kernels.decode_engine import (
-    DecodeEngine,
-    EngineLayer,
-    EngineShape,
-    Matrix,
-    multiply,
-    quantize_int4,
-    quantize_int8,
-    why_not,
-)
+from nanoemox_kernels.decode_engine import DecodeEngine, EngineLayer, EngineShape, why_not
+from nanoemox_kernels.matrix import BLOCK, QUANTIZERS, Matrix, multiply, quantize_int8, quantized_linear
 
-from ..config import LanguageConfig
+from ..errors import UsageError
+from .language import hand_over
 from .weights import let_go
 
 _ROOM = 1024  # positions that a cache starts with
 
+Rotary = Callable[[int], tuple[Tensor, Tensor]]
 
+
+@dataclass
 class Decoding:
-    """Sequences under way: how many tokens of each the cache holds."""
+    """Sequences under way: the slot of each in the cache, and how many tokens of it that holds.
 
-    def __init__(self, positions: list[int]):
-        self.positions = positions
+    One that nobody refers to any more gives its slots back, as `end` does.
+    """
+
+    slots: list[int]
+    positions: list[int]
 
 
 class EngineLanguage(nn.Module):
-    """What the model asks of a language model (`embed`, `start`, `step`), for inference on a CPU."""
+    """What the model asks of a language model, for inference on a CPU. Calls from several threads take turns."""
 
     def __init__(
-        self,
-        config: LanguageConfig,
-        layers: list[EngineLayer],
-        norm: Tensor,
-        head: Matrix,
-        embedding: Tensor,
-        rotary: Callable[[int], tuple[Tensor, Tensor]],
-        exact_head: Tensor | None = None,
-    ):
+        self, shape: EngineShape, layers: list[EngineLayer], norm: Tensor, head: Matrix, embedding: Tensor,
+        rotary: Rotary, exact_head: Tensor | None = None,
+    ):  # fmt: skip
         """
         Args:
             rotary: number of positions -> cosines, sines [positions, head_size/2], fp32.
             exact_head: the head as it was before it was quantised.
         """
         super().__init__()
-        self.config, self.layers, self.norm, self.head, self.embedding = config, layers, norm, head, embedding
+        self.shape, self.layers, self.norm, self.head, self.embedding = shape, layers, norm, head, embedding
         self.rotary, self.exact_head = rotary, exact_head
         self.engine: DecodeEngine | None = None
+        self._taken: set[int] = set()
+        self._turn = threading.RLock()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights that are held."""
+        layers = [part.nbytes for layer in self.layers for part in layer if part is not None]
+        tensors = {t.data_ptr(): t.nbytes for t in (self.norm, self.embedding, self.exact_head, self.head.data)
+                   if t is not None}  # fmt: skip
+        return sum(layers) + sum(tensors.values()) + (0 if self.head.scales is None else self.head.scales.nbytes)
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids [...] -> [...,hidden_size]."""
         return F.embedding(ids, self.embedding)
 
-    def start(self, embeds: Tensor) -> tuple[Tensor, Decoding]:
-        """Prompt embeddings [B,L,hidden_size] -> logits of the last position [B,vocab], state for `step`."""
-        B, L, _ = embeds.shape
-        engine = self._room(B, L + 1)
-        cosines, sines = (t[:L] for t in self.tables)
-        hidden = embeds
-        for index, layer in enumerate(self.layers):
-            hidden = self._layer(layer, hidden, cosines, sines, engine.keys[index, :B], engine.values[index, :B])
-        last = self._rms_norm(hidden[:, -1], self.norm)
-        exact = self.exact_head if self.exact_head is not None else self.head.data
-        return F.linear(last, exact), Decoding([L] * B)
+    def start(self, prompts: Sequence[Tensor] | Tensor, shared: Tensor | None = None) -> tuple[Tensor, Decoding]:
+        """Embedded prompts, [L,hidden_size] each, all behind the same `shared` [P,hidden_size] if there is one.
+
+        Returns logits of the last positions [B,vocab] and what `step` goes on from; `end` gives its slots back.
+        """
+        lengths, P = [len(prompt) for prompt in prompts], 0 if shared is None else len(shared)
+        with self._turn:
+            state = self._take(len(lengths), P + max(lengths) + 1)
+            assert self.engine is not None
+            try:
+                if shared is not None and P:
+                    self._prefill([shared], [state.slots[0]], 0)
+                    for cache in (self.engine.keys, self.engine.values):
+                        cache[:, state.slots[1:], :, :P] = cache[:, state.slots[:1], :, :P]
+                logits = self._prefill(list(prompts), state.slots, P)
+            except BaseException:
+                self.end(state)
+                raise
+            state.positions[:] = [P + length for length in lengths]
+            return logits, state
 
     def step(self, ids: Tensor, state: Decoding) -> Tensor:
         """One more token each: ids [B] -> logits [B,vocab] in fp32."""
-        engine = self._room(len(state.positions), max(state.positions) + 1)
-        logits, _ = engine.step(ids.tolist(), state.positions)
-        state.positions = [position + 1 for position in state.positions]
-        return logits
+        with self._turn:
+            engine = self._room(0, max(state.positions) + 1)
+            logits, _ = engine.step(ids.tolist(), state.positions, state.slots)
+            state.positions[:] = [position + 1 for position in state.positions]
+            return logits.clone()  # another thread's step writes where this one wrote
+
+    def keep(self, state: Decoding, rows: list[int]) -> None:
+        """Go on with some of the sequences; the slots of the others are given back."""
+        with self._turn:
+            _give_back(self._taken, [slot for row, slot in enumerate(state.slots) if row not in rows])
+            for held in (state.slots, state.positions):
+                held[:] = [held[row] for row in rows]
+
+    def end(self, state: Decoding) -> None:
+        self.keep(state, [])
+
+    def _take(self, count: int, positions: int) -> Decoding:
+        free = [slot for slot in range(len(self._taken) + count) if slot not in self._taken][:count]
+        self._room(max(free) + 1, positions)
+        self._taken |= set(free)
+        state = Decoding(free, [0] * count)
+        weakref.finalize(state, _give_back, self._taken, state.slots)
+        return state
 
     def _room(self, slots: int, positions: int) -> DecodeEngine:
-        """The engine with room for that many; a cache that is too small moves into one of twice the length."""
+        """The engine with room for that many; a cache that is too small moves into a larger one."""
         held = self.engine
         if held is not None and held.shape.slots >= slots and held.shape.capacity >= positions:
             return held
-        capacity, most = _ROOM, 1
-        if held is not None:
-            capacity, most = held.shape.capacity, held.shape.slots
+        capacity = _ROOM if held is None else held.shape.capacity
         while capacity < positions:
             capacity *= 2
-        c = self.config
-        shape = EngineShape(
-            c.hidden_size, c.mlp_size, c.heads, c.kv_heads, c.head_dim, c.vocab_size, c.rms_norm_eps,
-            max(slots, most), capacity,
-        )  # fmt: skip
+        shape = EngineShape(**{**self.shape.__dict__, "slots": max(slots, held.shape.slots if held else 1),
+                               "capacity": capacity})  # fmt: skip
         self.tables = self.rotary(capacity)
         self.engine = DecodeEngine(
             self.layers, self.norm, self.head, self.embedding, *self.tables, shape, exact_head=self.exact_head
@@ -105,41 +134,104 @@ class EngineLanguage(nn.Module):
             held.close()
         return self.engine
 
+    def _prefill(self, prompts: list[Tensor], slots: list[int], first: int) -> Tensor:
+        """Prompts [L,hidden_size] at positions `first` and on -> logits of the last positions [B,vocab].
+
+        Products see the rows of all prompts together, attention each prompt alone.
+        """
+        assert self.engine is not None
+        lengths = [len(prompt) for prompt in prompts]
+        hidden = torch.cat(prompts).to(self.embedding.dtype)
+        angles = [torch.cat([table[first : first + L] for L in lengths]) for table in self.tables]
+        sights = [_sight(L, first) for L in lengths]
+        spans = [(slot, first + L, sight) for slot, L, sight in zip(slots, lengths, sights, strict=True)]
+        for layer, keys, values in zip(self.layers, self.engine.keys, self.engine.values, strict=True):
+            hidden = self._layer(layer, hidden, angles, keys, values, first, spans)
+        ends = torch.tensor(lengths).cumsum(0) - 1
+        last = self._rms_norm(hidden[ends], self.norm)
+        return F.linear(last, self.exact_head if self.exact_head is not None else self.head.data)
+
     def _rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), weight.shape, weight.float(), self.config.rms_norm_eps).to(x.dtype)
+        return F.rms_norm(x.float(), weight.shape, weight.float(), self.shape.eps).to(x.dtype)
 
     def _layer(
-        self, layer: EngineLayer, hidden: Tensor, cosines: Tensor, sines: Tensor, keys: Tensor, values: Tensor
-    ) -> Tensor:
-        """hidden [B,L,W] -> [B,L,W]; keys and values [B,kv_heads,capacity,head_size] take the prompt's."""
-        c, L = self.config, hidden.shape[1]
+        self, layer: EngineLayer, hidden: Tensor, angles: list[Tensor], keys: Tensor, values: Tensor, first: int,
+        spans: list[tuple[int, int, Tensor | None]],
+    ) -> Tensor:  # fmt: skip
+        """hidden [N,W] -> [N,W]; keys and values [slots,kv_heads,capacity,head_size] take the prompts'."""
+        c = self.shape
         y = self._rms_norm(hidden, layer.input_norm)
-        sizes = (c.heads * c.head_dim, c.kv_heads * c.head_dim, c.kv_heads * c.head_dim)
+        sizes = (c.heads * c.head_size, c.kv_heads * c.head_size, c.kv_heads * c.head_size)
         biases = (None, None, None) if layer.bias is None else layer.bias.split(sizes)
         q, k, v = (
-            multiply(y, matrix, bias).unflatten(-1, (-1, c.head_dim)).transpose(1, 2)
+            multiply(y, matrix, bias).unflatten(-1, (-1, c.head_size)).transpose(0, 1)
             for matrix, bias in zip((layer.q, layer.k, layer.v), biases, strict=True)
-        )
-        q, k = _rotate(q, cosines, sines), _rotate(k, cosines, sines)
-        keys[:, :, :L], values[:, :, :L] = k, v
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=c.heads != c.kv_heads)
-        hidden = hidden + multiply(mixed.transpose(1, 2).flatten(2), layer.o)
+        )  # [heads,N,head_size]
+        q, k = (_rotate(x, *angles) for x in (q, k))
+        lengths, mixed = [end - first for _, end, _ in spans], []
+        for (slot, end, sight), *own in zip(spans, *(x.split(lengths, 1) for x in (q, k, v)), strict=True):
+            keys[slot, :, first:end], values[slot, :, first:end] = own[1], own[2]
+            mixed.append(
+                F.scaled_dot_product_attention(
+                    own[0][None], keys[slot, None, :, :end], values[slot, None, :, :end], attn_mask=sight,
+                    is_causal=sight is None, enable_gqa=c.heads != c.kv_heads,
+                )[0].transpose(0, 1).flatten(1)
+            )  # fmt: skip
+        hidden = _added(hidden, torch.cat(mixed), layer.o, layer.o_bias)
         y = self._rms_norm(hidden, layer.post_norm)
-        active = F.silu(multiply(y, layer.gate), inplace=True).mul_(multiply(y, layer.up))
-        return hidden + multiply(active, layer.down)
+        return _added(hidden, _gated(y, layer), layer.down, layer.down_bias)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "EngineLanguage":
+        moved = fn(self.embedding[:1])
+        if moved.dtype != self.embedding.dtype or moved.device != self.embedding.device:
+            raise UsageError("a model on the decode engine stays in its dtype and on the CPU: load it again instead")
+        return self
 
 
-def engine_language(config: LanguageConfig, base: Any, quantize: str | None = None) -> EngineLanguage:
-    """From Hugging Face's model without adapters, which is left hollow: its matrices are handed over one by one."""
-    forms: dict[str | None, Callable[[Tensor], Matrix]] = {
-        None: Matrix,
-        "int8": quantize_int8,
-        "int4": quantize_int4,
-    }
-    form = forms[quantize]
+def _give_back(taken: set[int], slots: list[int]) -> None:
+    taken.difference_update(slots)
+
+
+def _sight(length: int, first: int) -> Tensor | None:
+    """What the rows of a prompt see: [length, first + length], None where it is plainly causal."""
+    return torch.ones(length, first + length, dtype=torch.bool).tril(first) if first else None
+
+
+def _rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """x [h,N,d]: pairs (i, i + d/2) turned by their position's angle, in fp32."""
+    low, high = x.float().chunk(2, -1)
+    return torch.cat([low * cosines - high * sines, high * cosines + low * sines], -1).to(x.dtype)
+
+
+def _added(hidden: Tensor, x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
+    """hidden + x W^T; hidden may be overwritten."""
+    if matrix.scales is not None:
+        return quantized_linear(x, matrix, bias, out=hidden, combine="add")
+    return hidden + multiply(x, matrix, bias)
+
+
+def _gated(y: Tensor, layer: EngineLayer) -> Tensor:
+    """silu(gate(y)) * up(y)."""
+    if layer.gate.scales is not None:
+        active = quantized_linear(y, layer.gate, layer.gate_bias, activation="silu")
+        return quantized_linear(y, layer.up, layer.up_bias, out=active, combine="multiply")
+    active = F.silu(multiply(y, layer.gate, layer.gate_bias), inplace=True)
+    return active.mul_(multiply(y, layer.up, layer.up_bias))
+
+
+def engine_language(base: Any, quantize: str | None = None) -> EngineLanguage:
+    """From Hugging Face's qwen2 or llama model, adapters merged on the way; it is left hollow.
+
+    Matrices are handed over one by one, so that there is never a second copy of all of them. A matrix that a bundle
+    holds quantised is taken as it is.
+    """
+    config = base.config
+    form = Matrix if quantize is None else QUANTIZERS[quantize]
 
     def take(linear: Any) -> Matrix:
-        weight, linear.weight = linear.weight.detach(), None
+        weight = hand_over(linear)
+        if isinstance(weight, Matrix):
+            return weight
         matrix = form(weight)
         if quantize is not None:
             let_go(weight)
@@ -148,40 +240,53 @@ def engine_language(config: LanguageConfig, base: Any, quantize: str | None = No
     layers = []
     for layer in base.model.layers:
         attention, mlp = layer.self_attn, layer.mlp
-        parts = (attention.q_proj, attention.k_proj, attention.v_proj)
-        bias = None if parts[0].bias is None else torch.cat([part.bias.detach() for part in parts])
-        matrices = [take(part) for part in (*parts, attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)]
+        parts = {name: getattr(attention, f"{name}_proj") for name in "qkvo"}
+        parts |= {name: getattr(mlp, f"{name}_proj") for name in ("gate", "up", "down")}
+        biases = {name: part.bias.detach() for name, part in parts.items() if part.bias is not None}
         norms = [norm.weight.detach() for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
-        layers.append(EngineLayer._make([*matrices, *norms, bias]))
+        joined = torch.cat([biases.pop(name) for name in "qkv"]) if "q" in biases else None
+        matrices = [take(part) for part in parts.values()]
+        rest = {f"{name}_bias": bias for name, bias in biases.items()}
+        layers.append(EngineLayer._make([*matrices, *norms, joined, None, None, None, None])._replace(**rest))
     embedding, head = (part.weight.detach() for part in (base.model.embed_tokens, base.lm_head))
-    turn = base.model.rotary_emb
+    size = attention_sizes(config)
+    shape = EngineShape(config.hidden_size, config.intermediate_size, *size, config.vocab_size, config.rms_norm_eps)
+    turn, norm = base.model.rotary_emb, base.model.norm.weight.detach()
 
     def rotary(positions: int) -> tuple[Tensor, Tensor]:
         both = turn(torch.zeros(1), torch.arange(positions)[None])
-        cosines, sines = (t[0, :, : config.head_dim // 2].contiguous() for t in both)
+        cosines, sines = (t[0, :, : shape.head_size // 2].contiguous() for t in both)
         return cosines, sines
 
-    norm = base.model.norm.weight.detach()
     if quantize is None:
-        return EngineLanguage(config, layers, norm, Matrix(head), embedding, rotary)
-    return EngineLanguage(config, layers, norm, quantize_int8(head), embedding, rotary, exact_head=head)
+        return EngineLanguage(shape, layers, norm, Matrix(head), embedding, rotary)
+    return EngineLanguage(shape, layers, norm, quantize_int8(head), embedding, rotary, exact_head=head)
 
 
-def why_no_engine(config: LanguageConfig, device: torch.device, quantize: str | None) -> str:
-    """Why the language model stays Hugging Face's; "" where the engine runs it."""
+def attention_sizes(config: Any) -> tuple[int, int, int]:
+    """heads, kv_heads, head_size of Hugging Face's configuration."""
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return heads, config.num_key_value_heads or heads, size
+
+
+def why_no_engine(config: Any, device: torch.device, quantize: str | None = None) -> str:
+    """Why a language model (Hugging Face's configuration) stays Hugging Face's; "" where the engine runs it."""
     if device.type != "cpu":
         return "the decode engine is for the CPU"
     if missing := why_not():
         return missing
-    if config.head_dim % 2:
-        return f"head_dim {config.head_dim} is odd"
-    odd = [size for size in (config.hidden_size, config.mlp_size, config.heads * config.head_dim) if size % 64]
+    heads, kv_heads, size = attention_sizes(config)
+    kind = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if size % 2 or heads % kv_heads:
+        return f"{heads} heads of {size} over {kv_heads} have no rotary pairs or no even groups"
+    if config.hidden_act != "silu":
+        return f"activation {config.hidden_act}"
+    if kind in ("dynamic", "longrope"):
+        return f"rotary positions of type {kind} change with the length"
+    if getattr(config, "use_sliding_window", False):
+        return "a sliding window"
+    odd = [width for width in (config.hidden_size, config.intermediate_size, heads * size) if width % BLOCK]
     if quantize is not None and odd:
-        return f"{quantize} wants widths that 64 divides, not {odd[0]}"
+        return f"{quantize} wants widths that {BLOCK} divides, not {odd[0]}"
     return ""
-
-
-def _rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """x [B,h,L,d]: pairs (i, i + d/2) turned by their position's angle, in fp32."""
-    first, second = x.float().chunk(2, -1)
-    return torch.cat([first * cosines - second * sines, second * cosines + first * sines], -1).to(x.dtype)

@@ -1,7 +1,11 @@
-"""Adapters folded into the language model's matrices."""
+"""The language model's matrices out of Hugging Face's modules, adapters folded in."""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from nanoemox_kernels.matrix import Matrix
 
 from ..language import LanguageModel, merge_lora
 from .weights import let_go
@@ -9,18 +13,26 @@ from .weights import let_go
 _BLOCK = 1 << 20  # bytes of fp32 that are merged at a time, so that they stay in cache
 
 
+def hand_over(layer: Any) -> Tensor | Matrix:
+    """The weight of a linear layer, W + scale * B A under adapters; the layer is left without it."""
+    linear = getattr(layer, "base_layer", layer)
+    weight, linear.weight = linear.weight.detach(), None
+    if (scales := getattr(linear, "scales", None)) is not None:
+        return Matrix(weight, scales)
+    if linear is layer:
+        return weight
+    (adapter,) = layer.lora_A
+    return _merged(weight, layer.lora_A[adapter].weight, layer.lora_B[adapter].weight, layer.scaling[adapter])
+
+
 def merge_adapters(language: LanguageModel) -> None:
-    """Put W + scale * B A in the place of every adapted W, one at a time, and take the adapters off."""
+    """Put the merged matrix in the place of every adapted one, one at a time, and take the adapters off."""
     from peft.tuners.lora import LoraLayer
 
     base = language.base
     for name, layer in [(n, m) for n, m in base.named_modules() if isinstance(m, LoraLayer)]:
-        (adapter,) = layer.lora_A
-        linear = layer.base_layer
-        linear.weight = nn.Parameter(
-            _merged(linear.weight, layer.lora_A[adapter].weight, layer.lora_B[adapter].weight, layer.scaling[adapter]),
-            requires_grad=False,
-        )
+        linear: Any = layer.base_layer
+        linear.weight = nn.Parameter(hand_over(layer), requires_grad=False)  # type: ignore[arg-type]
         parent, _, leaf = name.rpartition(".")
         setattr(base.get_submodule(parent), leaf, linear)
     del base.peft_config

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanoemox_kernels.matrix import Matrix, quantized_linear
+
 # Name in a configuration -> (oneDNN's epilogue, its algorithm).
 ACTIVATIONS = {
     "none": ("none", ""),
@@ -80,3 +82,32 @@ class PackedLinear(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.packed is not None:
             destination[f"{prefix}weight"] = self.plain()
+
+
+class QuantizedLinear(nn.Module):
+    """The same on an int8 matrix: rows are quantised as they come, sums and activation are fp32. CPU only."""
+
+    data: Tensor
+    scales: Tensor
+
+    def __init__(self, matrix: Matrix, bias: Tensor | None = None, activation: str = "none"):
+        super().__init__()
+        self.activation = activation
+        self.register_buffer("data", matrix.data)
+        self.register_buffer("scales", matrix.scales)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [...,in] -> [...,out]."""
+        name, algorithm = ACTIVATIONS[self.activation]
+        name = {"swish": "silu"}.get(name, "gelu_tanh" if algorithm == "tanh" else name)
+        return quantized_linear(x, Matrix(self.data, self.scales), self.bias, activation=name)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantizedLinear":
+        """Scales stay fp32 whatever the dtype of the rest."""
+        scales = self.scales
+        super()._apply(fn, recurse)
+        if self.data.device.type != "cpu":
+            raise ValueError("an int8 layer runs on the CPU alone: load the model again for another device")
+        self.scales = scales
+        return self

@@ -7,9 +7,8 @@ from torch import Tensor, nn
 
 from ..config import FaceConfig
 from .attention import attend
-from .linear import PackedLinear
 from .transformer import MLP, Block, step
-from .weights import Weights
+from .weights import Linear, Weights
 from .windows import relative_positions, shift_mask, window_maps
 
 
@@ -62,7 +61,7 @@ class WindowAttention(nn.Module):
 
     bias: Tensor
 
-    def __init__(self, qkv: PackedLinear, out: PackedLinear, table: Tensor, heads: int, window: int, shift: int):
+    def __init__(self, qkv: Linear, out: Linear, table: Tensor, heads: int, window: int, shift: int):
         super().__init__()
         self.qkv, self.out, self.heads, self.window, self.shift = qkv, out, heads, window, shift
         pairs = table[relative_positions(window).to(table.device)]
@@ -95,4 +94,4 @@ def _block(config: FaceConfig, weights: Weights, heads: int, shift: int) -> Bloc
     table = weights.take("attn.relative_position_bias_table")
     qkv, out = weights.linear("attn.qkv"), weights.linear("attn.proj")
     attention = WindowAttention(qkv, out, table, heads, config.window_size, shift)
-    return Block(norm1, attention, norm2, MLP(weights.linear("mlp.0", "gelu"), weights.linear("mlp.3")))
+    return Block(norm1, attention, norm2, MLP(weights.linear("mlp.0", activation="gelu"), weights.linear("mlp.3")))

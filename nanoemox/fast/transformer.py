@@ -7,8 +7,7 @@ from torch import Tensor, nn
 from nanoemox_kernels import Tap, feature_taps_
 
 from .attention import attend
-from .linear import PackedLinear
-from .weights import Weights, joined, pack
+from .weights import Linear, Weights
 
 Taps = Callable[[int], list[Tap]]  # entry of the hidden states -> what to keep of it
 
@@ -16,7 +15,7 @@ Taps = Callable[[int], list[Tap]]  # entry of the hidden states -> what to keep 
 class SelfAttention(nn.Module):
     """Queries, keys and values by one matrix, attention, output projection."""
 
-    def __init__(self, qkv: PackedLinear, out: PackedLinear, heads: int):
+    def __init__(self, qkv: Linear, out: Linear, heads: int):
         super().__init__()
         self.qkv, self.out, self.heads = qkv, out, heads
 
@@ -29,7 +28,7 @@ class SelfAttention(nn.Module):
 class FirstRowAttention(nn.Module):
     """What row 0 sees: keys and values of all rows, query and output of that one."""
 
-    def __init__(self, query: PackedLinear, key_value: PackedLinear, out: PackedLinear, heads: int):
+    def __init__(self, query: Linear, key_value: Linear, out: Linear, heads: int):
         super().__init__()
         self.query, self.key_value, self.out, self.heads = query, key_value, out, heads
 
@@ -41,7 +40,7 @@ class FirstRowAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    def __init__(self, up: PackedLinear, down: PackedLinear, scale: float = 1.0):
+    def __init__(self, up: Linear, down: Linear, scale: float = 1.0):
         super().__init__()
         self.up, self.down, self.scale = up, down, scale
 
@@ -61,13 +60,12 @@ class Block(nn.Module):
 
 def self_attention(weights: Weights, heads: int) -> SelfAttention:
     """From q_proj, k_proj, v_proj and out_proj."""
-    weight, bias = (joined([weights.take(f"{x}_proj.{leaf}") for x in "qkv"]) for leaf in ("weight", "bias"))
-    return SelfAttention(pack(weight, bias), weights.linear("out_proj"), heads)
+    return SelfAttention(weights.linear("q_proj", "k_proj", "v_proj"), weights.linear("out_proj"), heads)
 
 
 def first_row_attention(weights: Weights, heads: int) -> FirstRowAttention:
-    weight, bias = (joined([weights.take(f"{x}_proj.{leaf}") for x in "kv"]) for leaf in ("weight", "bias"))
-    return FirstRowAttention(weights.linear("q_proj"), pack(weight, bias), weights.linear("out_proj"), heads)
+    query, key_value = weights.linear("q_proj"), weights.linear("k_proj", "v_proj")
+    return FirstRowAttention(query, key_value, weights.linear("out_proj"), heads)
 
 
 def step(hidden: Tensor, update: Tensor | None, norm: nn.LayerNorm | None, taps: Sequence[Tap] = ()) -> Tensor:

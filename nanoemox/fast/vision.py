@@ -87,12 +87,12 @@ def _block(config: VisionConfig, weights: Weights, last: bool) -> Block:
     attention = (first_row_attention if last else self_attention)(weights.under("self_attn."), config.heads)
     norm1, norm2 = (weights.norm(f"layer_norm{i}", config.layer_norm_eps) for i in (1, 2))
     if config.activation != "quick_gelu":
-        mlp = MLP(weights.linear("mlp.fc1", config.activation), weights.linear("mlp.fc2"))
+        mlp = MLP(weights.linear("mlp.fc1", activation=config.activation), weights.linear("mlp.fc2"))
         return Block(norm1, attention, norm2, mlp)
     # x sigmoid(1.702 x) = silu(1.702 x) / 1.702: one factor goes into the norm before, the other behind the MLP.
     for parameter in norm2.parameters():
         parameter.data = parameter * _QUICK
-    up, down = weights.linear("mlp.fc1", "silu"), weights.linear("mlp.fc2")
+    up, down = weights.linear("mlp.fc1", activation="silu"), weights.linear("mlp.fc2")
     for layer in (up, down):
         assert layer.bias is not None
         layer.bias.data = layer.bias * _QUICK

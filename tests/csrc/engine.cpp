@@ -77,7 +77,9 @@ struct Model {
                               matrix(precision, kv, c.width), matrix(precision, c.width, q),
                               matrix(precision, c.mlp, c.width), matrix(precision, c.mlp, c.width),
                               matrix(precision, c.width, c.mlp), floats(c.width, 1), floats(c.width, 1),
-                              size(0, 1) ? floats(q + 2 * kv, 1) : nullptr});
+                              size(0, 1) ? floats(q + 2 * kv, 1) : nullptr, size(0, 1) ? floats(c.width, 1) : nullptr,
+                              size(0, 1) ? floats(c.mlp, 1) : nullptr, size(0, 1) ? floats(c.mlp, 1) : nullptr,
+                              size(0, 1) ? floats(c.width, 1) : nullptr});
         c.layer = layers.data();
         c.norm = floats(c.width, 1);
         c.head = matrix(c.head_precision, c.vocab, c.width);

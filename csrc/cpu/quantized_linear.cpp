@@ -1,0 +1,326 @@
+// quantized_linear: many rows times an int8 or int4 matrix. Rows are quantised as the decode engine does it, then every
+// thread takes panels of the matrix, turns one into the order in which the dot product wants it, and meets all rows with it.
+#include <algorithm>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+#include "kernels.h"
+#include "quantized.h"
+
+namespace {
+
+constexpr int kPanel = 64;     // columns of the result that a thread makes at a time
+constexpr int64_t kWide = 256;  // most activations that share a scale
+
+// How many activations share a scale: with int8 more than in the decode engine, since here a scale costs time.
+int64_t block_of([[maybe_unused]] const nx_quantized_linear_args& a) {
+#if defined(__AVX512VNNI__)
+    if (a.precision == NX_INT8) return a.K % kWide == 0 ? kWide : a.K % 128 == 0 ? 128 : kBlock;
+#endif
+    return kBlock;
+}
+
+struct Shared {
+    nx::Activation x;
+    char* threads;  // a stretch for each
+    int64_t each;
+};
+
+int64_t lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+int64_t activation_bytes(int64_t M, int64_t K) {
+    return lines(M * K) + lines(M * (K / kBlock) * 4) + lines(M * (K / 32) * 4);
+}
+
+// The panel and its scales, or, without the instruction, fp32 products of all rows.
+int64_t thread_bytes(int64_t M, int64_t K) { return lines(std::max(kPanel * K + kPanel * (K / 32) * 4, M * kPanel * 4)); }
+
+Shared split(const nx_quantized_linear_args& a) {
+    char* at = static_cast<char*>(a.scratch);
+    Shared s{};
+    s.x.data = at;
+    at += lines(a.M * a.K);
+    s.x.scales = reinterpret_cast<float*>(at);
+    at += lines(a.M * (a.K / kBlock) * 4);
+    s.x.sums = reinterpret_cast<int32_t*>(at);
+    at += lines(a.M * (a.K / 32) * 4);
+    s.threads = at;
+    s.each = thread_bytes(a.M, a.K);
+    return s;
+}
+
+template <class T>
+void quantize_row(const nx_quantized_linear_args& a, const Shared& s, int64_t m, int64_t block) {
+    const T* x = static_cast<const T*>(a.x) + m * a.stride_x;
+    for (int64_t j = 0; j < a.K / block; ++j) {
+        float wide[kWide];
+        for (int64_t i = 0; i < block; i += kLanes) store(wide + i, load(x + j * block + i));
+        const int64_t at = m * a.K + j * block;
+        s.x.scales[m * (a.K / block) + j] =
+            quantize(wide, block, static_cast<int8_t*>(s.x.data) + at, s.x.sums + at / 32);
+    }
+}
+
+inline Vec activate(Vec x, int64_t activation) {
+    switch (activation) {
+        case NX_RELU:
+            return x > 0.0f ? x : (x != x ? x : Vec{});
+        case NX_SILU:
+            return x / (1.0f + exp(-x));
+        case NX_GELU:
+            return gelu(x);
+        case NX_GELU_TANH: {  // (1 + tanh u) / 2 = 1 / (1 + e^-2u)
+            const Vec u = 1.5957691216f * (x + 0.044715f * x * x * x);
+            return x / (1.0f + exp(-u));
+        }
+        default:
+            return x;
+    }
+}
+
+// What `rows` rows of a panel become: scaled, biased, activated, and stored, added to what is there or multiplied into it.
+template <class T>
+void finish(const nx_quantized_linear_args& a, int64_t m, int64_t rows, int64_t n0, float (*products)[kPanel],
+            const float* scales) {
+    const int64_t n = std::min<int64_t>(kPanel, a.N - n0);
+    for (int64_t r = 0; r < rows; ++r) {
+        float* p = products[r];
+        each_vector(n, [&](int64_t i, auto get, auto put) {
+            const Vec v = scales ? get(p + i) * get(scales + n0 + i) : get(p + i);
+            put(p + i, a.bias ? v + get(a.bias + n0 + i) : v);
+        });
+    }
+    if (a.activation)
+        for (int64_t r = 0; r < rows; ++r)
+            for (int i = 0; i < kPanel; i += kLanes) store(products[r] + i, activate(load(products[r] + i), a.activation));
+    for (int64_t r = 0; r < rows; ++r) {
+        const float* p = products[r];
+        T* out = static_cast<T*>(a.out) + (m + r) * a.stride_out + n0;
+        if (a.combine == NX_STORE)
+            each_vector(n, [&](int64_t i, auto get, auto put) { put(out + i, get(p + i)); });
+        else if (a.combine == NX_ADD)
+            each_vector(n, [&](int64_t i, auto get, auto put) { put(out + i, get(out + i) + get(p + i)); });
+        else
+            each_vector(n, [&](int64_t i, auto get, auto put) { put(out + i, get(out + i) * get(p + i)); });
+    }
+}
+
+#if defined(__AVX512VNNI__)
+
+// 16 rows of 16 numbers -> their columns.
+inline void transpose(__m512i* r) {
+    __m512i t[16];
+    for (int i = 0; i < 8; ++i) {
+        t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+    }
+    for (int i = 0; i < 4; ++i) {
+        r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+        r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+        r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+        r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+    }
+    for (int i = 0; i < 4; ++i) {
+        t[i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88);
+        t[4 + i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
+        t[8 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88);
+        t[12 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
+    }
+    for (int i = 0; i < 4; ++i) {
+        r[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
+        r[4 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88);
+        r[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
+        r[12 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xdd);
+    }
+}
+
+// Rows [n0, n0 + 64) of the matrix -> unsigned [K/4][64][4]; rows past the end become 0. int4: scales [K/32][64] too.
+inline void pack(const nx_quantized_linear_args& a, int64_t n0, uint8_t* panel, float* scales) {
+    const bool four = a.precision == NX_INT4;
+    const int64_t count = std::min<int64_t>(kPanel, a.N - n0);
+    for (int g = 0; g < kPanel; g += 16)
+        for (int64_t j = 0; j < a.K / kBlock; ++j) {
+            __m512i rows[16];
+            for (int r = 0; r < 16; ++r) {
+                const int64_t n = n0 + g + r;
+                if (g + r >= count) {
+                    rows[r] = _mm512_setzero_si512();
+                } else if (four) {
+                    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(
+                        static_cast<const uint8_t*>(a.w.data) + n * (a.K / 2) + j * 32));
+                    const __m256i low = _mm256_set1_epi8(15);
+                    rows[r] = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_and_si256(bytes, low)),
+                                                 _mm256_and_si256(_mm256_srli_epi16(bytes, 4), low), 1);
+                } else {
+                    rows[r] = _mm512_xor_si512(
+                        _mm512_loadu_si512(static_cast<const int8_t*>(a.w.data) + n * a.K + j * kBlock),
+                        _mm512_set1_epi8(-128));
+                }
+            }
+            transpose(rows);
+            for (int q = 0; q < 16; ++q) _mm512_store_si512(panel + ((j * 16 + q) * kPanel + g) * 4, rows[q]);
+        }
+    if (four)
+        for (int64_t j = 0; j < a.K / 32; ++j)
+            for (int n = 0; n < kPanel; ++n)
+                scales[j * kPanel + n] =
+                    n < count ? half(static_cast<const uint16_t*>(a.w.scales)[(n0 + n) * (a.K / 32) + j]) : 0.0f;
+}
+
+constexpr int kRows = 6;  // 24 sums, 4 weights and an activation fill the registers
+
+// Named variables: arrays of vectors would be kept in memory. A row past the end repeats the last one.
+#define NX_EACH_ROW(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5)
+#define NX_START(r)                                                                \
+    __m512i sum##r##0 = _mm512_set1_epi32(-kShift * all(sums[r], j, steps / 8)); \
+    __m512i sum##r##1 = sum##r##0, sum##r##2 = sum##r##0, sum##r##3 = sum##r##0;
+#define NX_STEP(r)                              \
+    std::memcpy(&four, data[r] + at, 4);        \
+    same = _mm512_set1_epi32(four);             \
+    accumulate(sum##r##0, weight0, same);       \
+    accumulate(sum##r##1, weight1, same);       \
+    accumulate(sum##r##2, weight2, same);       \
+    accumulate(sum##r##3, weight3, same);
+#define NX_END(r)                                                        \
+    scale = _mm512_set1_ps(own[r][kFour ? j / 2 : j]);                   \
+    add(products[r], sum##r##0, kFour ? scale * group[0] : scale);       \
+    add(products[r] + 16, sum##r##1, kFour ? scale * group[1] : scale);  \
+    add(products[r] + 32, sum##r##2, kFour ? scale * group[2] : scale);  \
+    add(products[r] + 48, sum##r##3, kFour ? scale * group[3] : scale);
+
+// The intrinsic, but GCC 12 keeps a second copy of every sum in memory around that.
+inline void accumulate(__m512i& sum, __m512i weight, __m512i activation) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weight), "v"(activation));
+}
+
+inline void add(float* p, __m512i found, __m512 factor) {
+    _mm512_store_ps(p, _mm512_fmadd_ps(_mm512_cvtepi32_ps(found), factor, _mm512_load_ps(p)));
+}
+
+// Memory that will be wanted soon, asked for a few lines at a time.
+struct Stretch {
+    const char *at, *end;
+    int64_t lines;
+    void fetch() {
+        for (int64_t i = 0; i < lines && at < end; ++i, at += 64) _mm_prefetch(at, _MM_HINT_T1);
+    }
+};
+
+// Sum of the j-th `count` numbers.
+inline int32_t all(const int32_t* x, int64_t j, int64_t count) {
+    int32_t total = 0;
+    for (int64_t i = j * count; i < (j + 1) * count; ++i) total += x[i];
+    return total;
+}
+
+// Rows m and on by one panel -> products [kRows][64]. Sums of a block stay in registers, sums over blocks in the first
+// cache.
+template <bool kFour>
+void meet(const nx::Activation& x, int64_t m, int64_t M, int64_t K, const uint8_t* panel, const float* scales,
+          int64_t block, Stretch& ahead, float (*products)[kPanel]) {
+    constexpr int kShift = kFour ? 8 : 128;           // what the weights lie above their value
+    const int64_t steps = kFour ? 8 : block / 4;  // dot products to a scale
+    const int8_t* data[kRows];
+    const int32_t* sums[kRows];
+    const float* own[kRows];
+    for (int r = 0; r < kRows; ++r) {
+        const int64_t row = std::min(m + r, M - 1);
+        data[r] = static_cast<const int8_t*>(x.data) + row * K;
+        sums[r] = x.sums + row * (K / 32);
+        own[r] = x.scales + row * (K / block);
+    }
+    std::memset(products, 0, kRows * kPanel * sizeof(float));
+    const uint8_t* w = panel;
+    for (int64_t j = 0; j < K / (4 * steps); ++j) {
+        for (int r = 0; r < kRows; ++r)  // the rows after these: short stretches, over before they are foreseen
+            for (int64_t i = 0; i < 4 * steps; i += 64)
+                _mm_prefetch(reinterpret_cast<const char*>(data[r] + kRows * K + j * 4 * steps + i), _MM_HINT_T0);
+        ahead.fetch();
+        NX_EACH_ROW(NX_START)
+        for (int64_t at = j * 4 * steps; at < (j + 1) * 4 * steps; at += 4, w += kPanel * 4) {
+            const __m512i weight0 = _mm512_load_si512(w), weight1 = _mm512_load_si512(w + 64);
+            const __m512i weight2 = _mm512_load_si512(w + 128), weight3 = _mm512_load_si512(w + 192);
+            int32_t four;
+            __m512i same;
+            NX_EACH_ROW(NX_STEP)
+        }
+        __m512 group[4] = {}, scale;
+        if (kFour)
+            for (int c = 0; c < 4; ++c) group[c] = _mm512_load_ps(scales + j * kPanel + 16 * c);
+        NX_EACH_ROW(NX_END)
+    }
+}
+
+template <class T, bool kFour>
+void panel_of(const nx_quantized_linear_args& a, const Shared& s, int64_t n0, char* own, [[maybe_unused]] int64_t threads) {
+    uint8_t* panel = reinterpret_cast<uint8_t*>(own);
+    float* scales = reinterpret_cast<float*>(own + kPanel * a.K);
+    pack(a, n0, panel, scales);
+    // The rows of the panel that this thread is likely to take next, spread over the blocks of this one.
+    const int64_t row = kFour ? a.K / 2 : a.K, first = std::min(a.N, n0 + threads * kPanel);
+    const char* data = static_cast<const char*>(a.w.data);
+    const int64_t visits = (a.M + kRows - 1) / kRows * (a.K / block_of(a));
+    Stretch ahead{data + first * row, data + std::min(a.N, first + kPanel) * row, kPanel * row / 64 / visits + 1};
+    alignas(64) float products[kRows][kPanel];
+    for (int64_t m = 0; m < a.M; m += kRows) {
+        meet<kFour>(s.x, m, a.M, a.K, panel, scales, block_of(a), ahead, products);
+        finish<T>(a, m, std::min<int64_t>(kRows, a.M - m), n0, products,
+                  kFour ? nullptr : static_cast<const float*>(a.w.scales));
+    }
+}
+
+#else
+
+template <class T, bool kFour>
+void panel_of(const nx_quantized_linear_args& a, const Shared& s, int64_t n0, char* own, [[maybe_unused]] int64_t threads) {
+    const int64_t count = std::min<int64_t>(kPanel, a.N - n0);
+    float* products = reinterpret_cast<float*>(own);
+    (kFour ? multiply_int4 : multiply_int8)(s.x, a.M, a.w, a.K, n0, n0 + count, products, kPanel);
+    finish<T>(a, 0, a.M, n0, reinterpret_cast<float(*)[kPanel]>(products), nullptr);
+}
+
+#endif
+
+template <class T>
+void run(const nx_quantized_linear_args& a) {
+    const Shared s = split(a);
+    const int64_t panels = (a.N + kPanel - 1) / kPanel;
+#pragma omp parallel
+    {
+#if defined(_OPENMP)
+        char* own = s.threads + omp_get_thread_num() * s.each;
+        const int64_t threads = omp_get_num_threads();
+#else
+        char* own = s.threads;
+        const int64_t threads = 1;
+#endif
+#pragma omp for schedule(static)
+        for (int64_t m = 0; m < a.M; ++m) quantize_row<T>(a, s, m, block_of(a));
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < panels; ++i) {
+            if (a.precision == NX_INT4)
+                panel_of<T, true>(a, s, i * kPanel, own, threads);
+            else
+                panel_of<T, false>(a, s, i * kPanel, own, threads);
+        }
+    }
+}
+
+}  // namespace
+
+int64_t nx::NX_ISA::quantized_linear_scratch(int64_t M, int64_t K) {
+#if defined(_OPENMP)
+    return activation_bytes(M, K) + omp_get_max_threads() * thread_bytes(M, K);
+#else
+    return activation_bytes(M, K) + thread_bytes(M, K);
+#endif
+}
+
+void nx::NX_ISA::quantized_linear(const nx_quantized_linear_args& args) {
+    if (args.dtype == NX_BF16)
+        run<bf16>(args);
+    else
+        run<float>(args);
+}
