@@ -109,11 +109,12 @@ def test_answer_all_equals_six_answers(demo, sample):
 
 
 def test_greedy_is_what_hugging_face_generates(demo, sample):
+    reference = nanoemox.load("demo", fast=False, dtype="float32", device="cpu")
     ids = torch.tensor([demo.prompt_ids(sample)])
     with torch.inference_mode():
-        embeds = demo.splice(ids, demo.encode(sample))
+        embeds = reference.splice(ids, reference.encode(sample))
         mask = torch.ones(ids.shape)
-        theirs = demo.language.base.generate(
+        theirs = reference.language.base.generate(
             inputs_embeds=embeds, attention_mask=mask, max_new_tokens=24, do_sample=False,
             eos_token_id=demo.tokenizer.eos_id, pad_token_id=demo.tokenizer.eos_id,
         )[0].tolist()  # fmt: skip

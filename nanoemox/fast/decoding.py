@@ -182,9 +182,26 @@ class EngineLanguage(nn.Module):
         return _added(hidden, _gated(y, layer), layer.down, layer.down_bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "EngineLanguage":
-        moved = fn(self.embedding[:1])
-        if moved.dtype != self.embedding.dtype or moved.device != self.embedding.device:
-            raise UsageError("a model on the decode engine stays in its dtype and on the CPU: load it again instead")
+        """`.to()` and its kin: another dtype for what is not quantised; sequences under way are lost."""
+        embedding = fn(self.embedding)
+        if embedding.device.type not in ("cpu", "meta"):
+            raise UsageError("the decode engine runs on the CPU alone: load the model again for another device")
+
+        def moved(part: Any) -> Any:
+            if isinstance(part, Matrix):
+                return part if part.scales is not None else Matrix(fn(part.data))
+            return None if part is None else fn(part)
+
+        tied, again = (held is not None and held.data_ptr() == self.embedding.data_ptr()
+                       for held in (self.head.data, self.exact_head))  # fmt: skip
+        with self._turn:
+            self.layers = [EngineLayer._make(map(moved, layer)) for layer in self.layers]
+            self.head = Matrix(embedding) if tied else moved(self.head)
+            self.exact_head = embedding if again else moved(self.exact_head)
+            self.embedding, self.norm = embedding, fn(self.norm)
+            if self.engine is not None:
+                self.engine.close()
+            self.engine = None
         return self
 
 
