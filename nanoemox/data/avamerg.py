@@ -85,4 +85,5 @@ def _conversation(item: dict[str, Any], where: str, split: str) -> list[Record]:
 
 def _utterance(entry: Any, place: str) -> tuple[str, str]:
     need(entry, dict, f"{place}: dialogue_history")
-    return tuple(need(entry.get(key), str, f"{place}: dialogue_history: {key}") for key in ("role", "utterance"))  # type: ignore[return-value]
+    role, said = (need(entry.get(key), str, f"{place}: dialogue_history: {key}") for key in ("role", "utterance"))
+    return role, said

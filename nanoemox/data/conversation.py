@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..tasks import MINTREC2_INTENTS
 from . import questions
@@ -45,7 +46,10 @@ _SETS = {
 def open_set(
     format: str, root: Path, split: str, name: str | None, *, video: str | None = None, audio: str | None = None
 ) -> Records:
-    """One of _SETS. Labels are in the fields as `onehot` (an emotion) or `intent`, spelt as annotated."""
+    """One of _SETS. Labels are in the fields as `onehot` (an emotion) or `intent`, spelt as annotated.
+
+    Videos of a test part are looked for in `test_video` where there is such a folder.
+    """
     chosen = _SETS[format]
     check_split(format, split, tuple(chosen.files))
     field = "intent" if chosen.kind == "intent_recognition" else "onehot"
@@ -55,8 +59,10 @@ def open_set(
         kind = Kind("mir", lambda record, rng: questions.intent(record.fields["intent"], chosen.candidates))
     else:
         kind = Kind("mer", lambda record, rng: questions.emotion(record.fields["onehot"], chosen.candidates))
-    folders = (video or chosen.video, audio or chosen.audio)
-    media = Media(*(root / folder if folder else None for folder in folders))
+    video, audio = video or chosen.video, audio or chosen.audio
+    if video == "video" and split == "test" and (root / "test_video").is_dir():
+        video = "test_video"
+    media = Media(root / video if video else None, root / audio if audio else None)
     return Records(format, records, {chosen.kind: kind}, media, name=name, candidates=chosen.candidates)
 
 
@@ -70,7 +76,7 @@ def read_conversations(path: Path, media_key: str) -> dict[str, tuple[str, str]]
             continue
         files = need(item[media_key], list, f"{where}: {media_key}")
         file = need(files[0] if files else None, str, f"{where}: {media_key}[0]")
-        said = {"user": "", "assistant": None}
+        said: dict[Any, Any] = {"user": "", "assistant": None}
         for message in need(item["messages"], list, f"{where}: messages"):
             said[need(message, dict, f"{where}: messages").get("role")] = message.get("content")
         subtitle = need(said["user"], str, f"{where}: content of the user")

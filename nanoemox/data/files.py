@@ -7,6 +7,8 @@ from typing import Any
 
 from ..errors import UsageError
 
+_SHOWN = {"str": "text", "dict": "an object", "list": "an array", "int": "a whole number"}
+
 
 def read_text(path: Path) -> str:
     """UTF-8, with or without a byte order mark."""
@@ -29,8 +31,7 @@ def read_json(path: Path, kind: type) -> Any:
     except RecursionError as error:
         raise ValueError(f"{path}: nested too deeply to be an annotation file") from error
     if not isinstance(value, kind):
-        wanted = {dict: "an object", list: "an array"}[kind]
-        raise ValueError(f"{path}: must hold {wanted}, not {type(value).__name__}")
+        raise ValueError(f"{path}: must hold {_SHOWN[kind.__name__]}, not {type(value).__name__}")
     return value
 
 
@@ -51,7 +52,7 @@ def need(value: Any, kind: type | tuple[type, ...], where: str) -> Any:
     """`value`, if it is of this kind; `where` names file, item and key."""
     if not isinstance(value, kind) or isinstance(value, bool):
         kinds = kind if isinstance(kind, tuple) else (kind,)
-        wanted = " or ".join({str: "text", dict: "an object", list: "an array"}.get(k, k.__name__) for k in kinds)
+        wanted = " or ".join(_SHOWN[k.__name__] for k in kinds)
         raise ValueError(f"{where}: {'is missing' if value is None else f'is {value!r:.60}'}, must be {wanted}")
     return value
 
