@@ -37,11 +37,16 @@ def write_annotations(out: Path, train: Sequence[Plan], test: Sequence[Plan], vo
     _json(out / "caer_ferv39k_ann.json", [
         _turn("", _noun(p.shown["face"]), "videos", f"video/{p.name}.mp4") for p in train
     ])  # fmt: skip
-    for file, parity, wordy in (("crema_d_annotations.json", 0, False), ("m3ed_annotaton.json", 1, True)):
-        _json(out / file, [
-            _turn(p.spoken.text if wordy else "", _noun(p.emotion), "audios", f"audio/{p.name}.wav")
-            for p in voices if p.turn == parity
-        ])  # fmt: skip
+    alone: list[Plan] = []
+    others: list[Plan] = []
+    for p in voices:  # CREMA-D has no words, and no surprise
+        (alone if p.turn == 0 and p.emotion != "surprised" else others).append(p)
+    for file, chosen, wordy in (("crema_d_annotations.json", alone, False), ("m3ed_annotaton.json", others, True)):
+        items = [
+            _turn(p.spoken.text if wordy else "", _noun(p.shown["voice"]), "audios", f"audio/{p.name}.wav")
+            for p in chosen
+        ]
+        _json(out / file, items)
     _csv(out / "track2_train_mercaptionplus.csv", ("name", "openset"),
          [(p.name, str(p.answers["labels"])) for p in train])  # fmt: skip
     _csv(out / "track3_train_mercaptionplus.csv", ("name", "reason"), [(p.name, p.answers["reason"]) for p in train])

@@ -13,8 +13,8 @@ Row = np.ndarray | float  # a number a frame [frames], or the same for all
 
 # Strength of the action units at the apex (FACS numbers).
 UNITS = {
-    "angry": {4: 1.0, 5: 0.4, 7: 0.8, 23: 1.0},
-    "disgusted": {4: 0.5, 9: 1.0, 10: 1.0, 7: 0.4},
+    "angry": {4: 1.0, 5: 0.5, 7: 0.4, 23: 1.0},
+    "disgusted": {4: 0.6, 7: 0.8, 9: 1.0, 10: 1.0, 15: 0.5},
     "fearful": {1: 1.0, 2: 1.0, 5: 1.0, 26: 0.9},
     "happy": {6: 1.0, 12: 1.0, 25: 0.5},
     "neutral": {},
@@ -194,7 +194,7 @@ def _eye(c: _Canvas, k: Looks, u: dict[int, np.ndarray], side: int, blink: np.nd
     c.paint(almond * c.ellipse(cx + gaze, cy - 0.01, k.eye * 0.24, k.eye * 0.24), (10, 10, 10))
     c.paint(c.stroke(cx, k.eye * 1.08, (cy - up, 0, up), 0.012), (40, 25, 20))
     c.paint(c.stroke(cx, k.eye * 0.9, (cy + low + 0.07 - 0.02 * u[6], 0, -0.03), 0.008), k.skin * 0.7, 0.35)
-    inner = -0.37 - 0.12 * u[1] + 0.13 * u[4]
+    inner = -0.37 - 0.17 * u[1] + 0.17 * u[4]
     outer = -0.36 - 0.13 * u[2] + 0.02 * u[4] + 0.05 * u[1] * (1 - u[2])
     middle, slope = (inner + outer) / 2 - 0.03 - 0.02 * u[2], side * (outer - inner) / 2
     c.paint(c.stroke(cx - side * 0.04 * u[4], k.eye * 1.15, (middle, slope, 0.035), k.brow), k.hair * 0.7)
@@ -211,19 +211,19 @@ def _nose(c: _Canvas, k: Looks, u: dict[int, np.ndarray]) -> None:
         c.paint(c.stroke(side * (0.2 + 0.1 * u[12]) + c.turn, 0.07, (0.3, side * 0.12, 0), 0.01), k.skin * 0.6,
                 float(np.max(np.clip(u[10] + 0.7 * u[12], 0, 1))) * 0.6)  # fmt: skip
     for line in range(3):
-        wrinkle = c.stroke(c.turn, 0.085, (-0.12 + 0.06 * line, 0, -0.03), 0.011)
+        wrinkle = c.stroke(c.turn, 0.11, (-0.14 + 0.075 * line, 0, -0.04), 0.016)
         c.paint(wrinkle * _column(np.clip(u[9], 0, 1)), k.skin * 0.5)
-    frown = c.stroke(c.turn - 0.03, 0.012, (-0.3, 0, 0), 0.07) + c.stroke(c.turn + 0.03, 0.012, (-0.3, 0, 0), 0.07)
+    frown = c.stroke(c.turn - 0.03, 0.016, (-0.3, 0, 0), 0.08) + c.stroke(c.turn + 0.03, 0.016, (-0.3, 0, 0), 0.08)
     c.paint(np.clip(frown, 0, 1) * _column(np.clip(u[4], 0, 1)), k.skin * 0.6)
 
 
 def _mouth(c: _Canvas, k: Looks, u: dict[int, np.ndarray], speech: np.ndarray) -> None:
-    half = k.mouth * (1 + 0.3 * u[12] - 0.2 * u[23] - 0.2 * u[26])
+    half = k.mouth * (1 + 0.35 * u[12] - 0.25 * u[23] - 0.2 * u[26] - 0.15 * u[10])
     height = 0.48 - 0.03 * u[17] + 0.02 * u[26]
-    corner = -0.13 * u[12] + 0.11 * u[15] - 0.03 * u[10]
-    thick = 0.045 * (1 - 0.6 * u[23])
+    corner = -0.19 * u[12] + 0.16 * u[15] + 0.02 * u[10]
+    thick = 0.05 * (1 - 0.65 * u[23])
     gap = 0.004 + 0.05 * u[25] + 0.17 * u[26] + 0.07 * speech * (1 - 0.5 * u[23])
-    up, low = height - 0.35 * gap - 0.05 * u[10], height + 0.65 * gap
+    up, low = height - 0.35 * gap - 0.09 * u[10], height + 0.65 * gap
     bend_up, bend_low = corner + (height - up), corner - (low - height)
     c.paint(
         c.between(c.turn, half * 1.06, (up - thick, 0, bend_up + thick), (low + thick * 1.2, 0, bend_low - thick)),
@@ -231,9 +231,7 @@ def _mouth(c: _Canvas, k: Looks, u: dict[int, np.ndarray], speech: np.ndarray) -
     )
     hole = c.between(c.turn, half * 0.97, (up, 0, bend_up), (low, 0, bend_low))
     c.paint(hole, (55, 15, 20))
-    teeth = c.between(
-        c.turn, half * 0.8, (up, 0, bend_up), (up + 0.45 * np.minimum(gap + 0.03 * u[10], 0.1), 0, bend_up)
-    )
+    teeth = c.between(c.turn, half * 0.8, (up, 0, bend_up), (up + 0.45 * np.minimum(gap, 0.1), 0, bend_up))
     c.paint(teeth * hole, (240, 238, 230))
     c.paint(c.stroke(c.turn, 0.1, (height + 0.17 - 0.03 * u[17], 0, 0.05), 0.01), k.skin * 0.7, 0.3)
     for line in (0.0, 0.04):  # a raised chin is dimpled

@@ -5,8 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from ...tasks import EMOTIONS
-
 THINGS = (
     "letter", "phone", "cake", "book", "coat", "ring", "photo", "guitar", "lamp", "bike", "bag", "chair", "watch",
     "boat", "box", "clock",
@@ -158,14 +156,3 @@ def answers(spoken: Spoken, emotion: str, shown: dict[str, str], lie: str, rng: 
         },
         "reply": SEEN_THROUGH[lie] + reply,
     }  # fmt: skip
-
-
-def vocabulary() -> set[str]:
-    """Every word that a subtitle or an answer can hold, lower case."""
-    tables = [FACE, VOICE, WORDS, GOALS, SEEN_THROUGH]
-    texts = [text for table in tables for text in table.values()] + [text for two in REPLIES.values() for text in two]
-    texts += [part for frame in FRAMES for part in (frame.text, frame.event, frame.cause, frame.intent)]
-    texts += [*OPENERS, *THINGS, *EMOTIONS, *INTENTS, *SECOND.values(), "the words are not meant"]
-    texts += ["The person the voice and the words", "does do not fit so is All of it agrees"]
-    texts += ["positive neutral negative", "First Second Third Fourth the event scenario emotion cause goal response"]
-    return {word.strip(".,?!").lower() for text in texts for word in text.split()} - {"{}", ""}
