@@ -152,6 +152,22 @@ def test_read_sample_gives_what_the_set_needs(write):
         read_sample(words, "all")
 
 
+def test_a_trusted_file_reads_the_same(write, tmp_path):
+    sample = open_dataset("manifest", write({**LINES[0], "start": 0.2})).sample(0, "mer", random.Random(0))
+    here, there = (read_sample(sample, "multiface_audio_face_frame_text", trusted=t) for t in (True, False))
+    assert (here.frames == there.frames).all() and (here.audio == there.audio).all()
+    assert {**vars(here), "frames": 0, "audio": 0, "read_seconds": 0} == {
+        **vars(there), "frames": 0, "audio": 0, "read_seconds": 0,
+    }  # fmt: skip
+    (tmp_path / "clip.mp4").write_bytes(b"no film at all")
+    with pytest.raises(MediaError, match="clip.mp4: not a media file"):
+        read_sample(sample, "face_frame", trusted=True)
+    (tmp_path / "clip.mp4").unlink()
+    for trusted in (True, False):
+        with pytest.raises(MediaError, match="clip.mp4: no such file"):
+            read_sample(sample, "face_frame", trusted=trusted)
+
+
 def test_read_sample_tells_a_missing_stream(tmp_path):
     from clips import tone, write_wav
 

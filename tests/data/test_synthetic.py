@@ -183,7 +183,7 @@ def test_command(tmp_path, capsys):
     assert main(["data", "synth", "--out", str(out)]) == 2
     assert "exists and is not empty; name a new folder" in capsys.readouterr().err
     assert digests(out) == before and [p.name for p in tmp_path.iterdir()] == ["new"]
-    with pytest.raises(UsageError, match="at least 2"):
+    with pytest.raises(UsageError, match=r"the counts must lie in 2\.\.40000"):
         write_corpus(tmp_path / "x", n=1)
 
 

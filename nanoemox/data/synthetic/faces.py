@@ -18,7 +18,7 @@ UNITS = {
     "fearful": {1: 1.0, 2: 1.0, 5: 1.0, 26: 0.9},
     "happy": {6: 1.0, 12: 1.0, 25: 0.5},
     "neutral": {},
-    "sad": {1: 0.9, 4: 0.3, 15: 1.0, 17: 0.7},
+    "sad": {1: 1.0, 4: 0.3, 15: 1.0, 17: 1.0},
     "surprised": {1: 1.0, 2: 1.0, 5: 1.0, 26: 0.9},
 }
 NAMES = {
@@ -185,7 +185,7 @@ def _head(c: _Canvas, k: Looks, u: dict[int, np.ndarray]) -> None:
 
 def _eye(c: _Canvas, k: Looks, u: dict[int, np.ndarray], side: int, blink: np.ndarray) -> None:
     cx, cy = side * k.eyes + c.turn, -0.14
-    up = k.eye * np.clip(0.55 + 0.45 * u[5] - 0.3 * u[7] - 0.15 * u[6] - 0.1 * u[15], 0.08, 1.2) * (1 - blink)
+    up = k.eye * np.clip(0.55 + 0.45 * u[5] - 0.3 * u[7] - 0.15 * u[6] - 0.25 * u[15], 0.08, 1.2) * (1 - blink)
     low = k.eye * np.clip(0.4 - 0.2 * u[7] - 0.3 * u[6], 0.04, 1) * (1 - 0.5 * blink)
     almond = c.between(cx, k.eye, (cy - up, 0, up), (cy + low, 0, -low))
     c.paint(almond, (245, 245, 240))

@@ -17,6 +17,8 @@ MODALITIES = ("face", "voice", "words")
 LIES = ("", "", "", *MODALITIES)  # equally often
 CLIPS_PER_SPEAKER = 12
 TRAIN, TEST, SOUNDS, VOICES, FACES = range(5)  # streams of random numbers
+_NUMBERS = {TRAIN: 0, TEST: 40000, SOUNDS: 60000}  # first conversation, of five digits
+MOST = 40000  # clips of a part
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def plan(seed: int, part: int, count: int, speakers: range) -> list[Plan]:
             others = [other for other in EMOTIONS if other != emotion]
             shown[lie] = others[rng.integers(len(others))]
         spoken = texts.speak(shown["words"], thing, rng)
-        number = f"{part * 50000 + index // 2:05d}"
+        number = f"{_NUMBERS[part] + index // 2:05d}"
         plans.append(
             Plan(
                 f"dia{number}utt{2 * turn}_{speaker}",

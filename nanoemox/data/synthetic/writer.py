@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ...errors import UsageError
 from .annotations import write_annotations
-from .plan import SOUNDS, TEST, TRAIN, Plan, plan, speakers_of
+from .plan import MOST, SOUNDS, TEST, TRAIN, Plan, plan, speakers_of
 from .render import write_clip, write_voice
 
 _BYTES_A_CLIP = 60_000  # of a clip and its half of a voice
@@ -30,13 +30,13 @@ def write_corpus(
         workers: processes, default one a core.
 
     Raises:
-        UsageError: a count below 2, or a folder that holds something.
+        UsageError: a count that is not allowed, or a folder that holds something.
         ValueError: no room on the disk; nothing stays behind.
     """
     began, out = time.perf_counter(), Path(out)
     test = max(2, n // 5) if test is None else test
-    if n < 2 or test < 2 or seed < 0:
-        raise UsageError(f"n {n}, test {test} and seed {seed}: the counts must be at least 2, the seed not negative")
+    if not (2 <= n <= MOST and 2 <= test <= MOST and seed >= 0):
+        raise UsageError(f"n {n}, test {test}, seed {seed}: the counts must lie in 2..{MOST}, the seed not below 0")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out}: exists and is not empty; name a new folder")
     known = speakers_of(n)
