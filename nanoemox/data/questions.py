@@ -16,8 +16,10 @@ _REASON = (
     "Explain the emotional state of the person with what is seen, heard and said.",
     "Infer the emotion of the person, and name the clues in each modality.",
 )
-ORDINALS = ("First, the event scenario is", "Second, the emotion of the speaker is",
-            "Third, the cause of the emotion is", "Fourth, the goal of the response is")  # fmt: skip
+ORDINALS = (
+    "First, the event scenario:", "Second, the emotion of the speaker is",
+    "Third, the cause of the emotion:", "Fourth, the goal of the response:",
+)  # fmt: skip
 
 
 def emotion(label: str, candidates: Sequence[str] = ()) -> tuple[str, str]:

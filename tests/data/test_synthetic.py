@@ -11,6 +11,8 @@ import pytest
 
 from nanoemox.cli import main
 from nanoemox.data import open_dataset, read_sample
+from nanoemox.data.manifest import CHAIN
+from nanoemox.data.questions import chain_text
 from nanoemox.data.synthetic import faces, texts, voices, write_corpus, writer
 from nanoemox.data.synthetic.plan import LIES, MODALITIES, SOUNDS, TRAIN, plan
 from nanoemox.errors import UsageError
@@ -67,7 +69,7 @@ def test_answers_are_short_and_of_the_tasks_labels():
         assert a["emotion"] in EMOTIONS and a["sentiment"] in POLARITIES and a["labels"][0] == a["emotion"]
         assert a["intent"] in MINTREC2_INTENTS
         assert len(a["reason"].split()) <= 40
-        assert len(" ".join([*a["chain"].values(), a["reply"]]).split()) + 22 <= 60
+        assert len(chain_text([a["chain"][key] for key in CHAIN], a["reply"]).split()) <= 60
         assert f"so the person is {a['emotion']}." in a["reason"]
         assert (f"The {p.lie} do" in a["reason"]) == bool(p.lie)
         intents.add(a["intent"])

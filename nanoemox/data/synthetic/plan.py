@@ -1,8 +1,9 @@
 """What every clip of the corpus is: who speaks, what is felt, and what face, voice and words show of it.
 
 Two of the three always show the true emotion. In half of the clips the third does too; in the other half it shows
-another one, drawn evenly: the words (irony), the face (a mask) or the voice (a put-on tone), each in a sixth of all
-clips. So the truth is what two agree on, no one of them is enough, and two that disagree leave a guess.
+another one: the words, the face (a mask) or the voice (a put-on tone), each in a sixth of all clips. The other one is
+drawn evenly, but for irony: half of the false words of the angry and the disgusted are glad, half of those of the happy
+are unkind. So the truth is what two agree on, no one of them is enough, and two that disagree leave a guess.
 """
 
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from . import texts
 MODALITIES = ("face", "voice", "words")
 LIES = ("", "", "", *MODALITIES)  # equally often
 CLIPS_PER_SPEAKER = 12
+IRONIC = 0.5
+_IRONY = {"angry": ["happy"], "disgusted": ["happy"], "happy": ["angry", "disgusted"]}
 TRAIN, TEST, SOUNDS, VOICES, FACES = range(5)  # streams of random numbers
 _NUMBERS = {TRAIN: 0, TEST: 40000, SOUNDS: 60000}  # first conversation, of five digits
 MOST = 40000  # clips of a part
@@ -59,6 +62,8 @@ def plan(seed: int, part: int, count: int, speakers: range) -> list[Plan]:
         shown = dict.fromkeys(MODALITIES, emotion)
         if lie:
             others = [other for other in EMOTIONS if other != emotion]
+            if lie == "words" and emotion in _IRONY and rng.random() < IRONIC:
+                others = _IRONY[emotion]
             shown[lie] = others[rng.integers(len(others))]
         spoken = texts.speak(shown["words"], thing, rng)
         number = f"{_NUMBERS[part] + index // 2:05d}"

@@ -39,7 +39,7 @@ FRAMES = tuple(
         ("fearful", "prevent", "stop, do not go near the {}.", "danger near the {}", "the {} is not safe"),
         ("fearful", "ask for help", "please help me, it moves behind the {}.", "danger near the {}",
          "something moves behind the {}"),
-        ("fearful", "inform", "i heard a noise, someone is at the {}.", "a noise at night", "someone is at the {}"),
+        ("fearful", "prevent", "stay back, someone is at the {}.", "a noise at night", "someone is at the {}"),
         ("disgusted", "criticize", "the {} is dirty and smells so bad.", "a dirty {}", "the {} smells bad"),
         ("disgusted", "oppose", "i will not touch that old wet {}.", "a dirty {}", "the {} is wet and old"),
         ("disgusted", "complain", "there is dirt all over my {}.", "a dirty {}", "the {} is full of dirt"),
@@ -51,7 +51,7 @@ FRAMES = tuple(
         ("neutral", "leave", "i have to go now, the {} is in the hall.", "leaving the house", "it is time to go"),
         ("happy surprised", "flaunt", "can you believe it, the {} is mine.", "getting the {}", "the {} came as a gift"),
         ("sad fearful", "ask for help", "i am all alone here without the {}.", "being alone", "the {} is gone"),
-        ("angry disgusted", "oppose", "take this {} away from me now.", "a bad {}", "the {} is bad"),
+        ("angry disgusted", "complain", "this {} is bad, take it away now.", "a bad {}", "the {} is bad"),
         ("neutral sad", "inform", "the {} is not here today.", "missing the {}", "the {} is not here"),
     )
 )  # fmt: skip
@@ -86,13 +86,13 @@ GOALS = {
     "sad": "to comfort the speaker", "surprised": "to ask what happened",
 }  # fmt: skip
 REPLIES = {
-    "angry": ("You have every right to be angry, let us talk about the {}.", "That is not fair, I hear you."),
+    "angry": ("You are right to be angry, tell me about the {}.", "That is not fair, I hear you."),
     "disgusted": ("That sounds awful, leave the {} to me.", "I would not touch it, let us clean up."),
     "fearful": ("You are safe now, I stay with you.", "Take a deep breath, we look at the {} together."),
     "happy": ("That is wonderful, I am so glad for you.", "How lovely, tell me more about the {}."),
     "neutral": ("All right, thank you for telling me.", "Good, I will think of the {}."),
-    "sad": ("I am so sorry about the {}, I am here for you.", "That must hurt, take all the time you need."),
-    "surprised": ("What a surprise, tell me what happened.", "I did not see that coming, how did you find out?"),
+    "sad": ("I am sorry about the {}, I am here.", "That must hurt, take all the time you need."),
+    "surprised": ("What a surprise, tell me more.", "I did not see that coming, how is that?"),
 }  # fmt: skip
 SEEN_THROUGH = {
     "": "", "words": "I hear more than your words. ", "face": "You do not have to wear a face. ",
