@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
+from .data.cli import add_parser as add_data_parser
 from .errors import CheckpointError, MediaError, UsageError
 
 OK, FAILURE, USAGE, WEIGHTS = 0, 1, 2, 4
@@ -65,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--out", required=True, metavar="DIR", help="the bundle to write")
     convert.add_argument("--dtype", default="bfloat16", help="bfloat16 (default) or float32")
     convert.add_argument("--lora", default="keep", help="keep (default) or merge the adapters")
+
+    add_data_parser(commands)
     return parser
 
 

@@ -1,0 +1,85 @@
+"""Question and answer of every task (tasks.md section 3). The first wording of each is the one asked at inference."""
+
+import random
+from collections.abc import Sequence
+
+from ..tasks import TASKS
+
+_OPEN = (
+    "Which emotions does the person show? List all of them, separated by commas.",
+    "List the emotions that can be seen, heard or read here, separated by commas.",
+    "In words of your choice, which emotions are present? Separate them by commas.",
+    "What is the person feeling? Give every fitting emotion word, separated by commas.",
+)
+_REASON = (
+    "How does the person feel? Give the evidence of the face, the voice and the words.",
+    "Explain the emotional state of the person with what is seen, heard and said.",
+    "Infer the emotion of the person, and name the clues in each modality.",
+)
+ORDINALS = (
+    "First, the event scenario:", "Second, the emotion of the speaker is",
+    "Third, the cause of the emotion:", "Fourth, the goal of the response:",
+)  # fmt: skip
+
+
+def emotion(label: str, candidates: Sequence[str] = ()) -> tuple[str, str]:
+    """MER with candidates, or without."""
+    if candidates:
+        question = TASKS["mer"].ask(candidates)
+    else:
+        question = (
+            f"{TASKS['mer'].tag} What does the person most likely feel? Answer in a sentence ending in the emotion."
+        )
+    return question, f"The emotion of the person is {label}."
+
+
+def sentiment(label: str) -> tuple[str, str]:
+    return TASKS["msa"].ask(), f"The sentiment of the person is {label}."
+
+
+def valence(value: float, low: float, high: float) -> tuple[str, str]:
+    """MSA as a number; low and high are the range of the training part."""
+    question = f"How positive is the person, from {low:.2f} (most negative) to {high:.2f} (most positive)?"
+    return question, f"The valence of the person is {value:.2f}."
+
+
+def open_labels(labels: str, rng: random.Random) -> tuple[str, str]:
+    """OV-MER; `labels` joined by ", "."""
+    task = TASKS["ov-mer"]
+    return task.ask(template=rng.choice((task.question, *_OPEN))), f"The emotions of the person are: {labels}."
+
+
+def reason(description: str, rng: random.Random) -> tuple[str, str]:
+    """ERI; the answer is the description as it is stored."""
+    task = TASKS["eri"]
+    return task.ask(template=rng.choice((task.question, *_REASON))), description
+
+
+def intent(label: str, candidates: Sequence[str]) -> tuple[str, str]:
+    """MIR; the answer is the label alone, as it is annotated."""
+    return TASKS["mir"].ask(candidates), label
+
+
+def speaker_emotion(label: str, context: str, current: str) -> tuple[str, str]:
+    """MER about the speaker of a dialogue."""
+    question = f"{TASKS['mer'].tag} Context: {context} The speaker says: {current} What is the emotion of the speaker?"
+    return question, f"The emotion of the speaker is {label}."
+
+
+def reply(
+    chain: Sequence[str], response: str, context: str | None = None, current: str | None = None
+) -> tuple[str, str]:
+    """ERG: event, emotion, cause and goal inside <think>, then the reply (section 3.7)."""
+    return empathy_question(context, current), chain_text(chain, response)
+
+
+def empathy_question(context: str | None = None, current: str | None = None) -> str:
+    about = "".join(
+        f"{label} {text} " for label, text in (("Context:", context), ("The speaker says:", current)) if text
+    )
+    return about + TASKS["erg"].ask()
+
+
+def chain_text(chain: Sequence[str], response: str) -> str:
+    lines = "\n".join(f"{opening} {text.rstrip('.')}." for opening, text in zip(ORDINALS, chain, strict=True))
+    return f"<think>{lines}</think>\n {response}"

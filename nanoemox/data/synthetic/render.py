@@ -1,0 +1,89 @@
+"""One clip as a media file: H.264 and AAC in MP4, or sound alone in WAVE."""
+
+import wave
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from . import faces, voices
+from .plan import FACES, VOICES, Plan
+
+# One thread, one quantiser and no time stamps of the writer: the same bytes every time.
+_H264 = {"preset": "veryfast", "qp": "24", "bf": "0", "g": "16", "flags": "+bitexact"}
+
+
+def looks_of(seed: int, speaker: int) -> faces.Looks:
+    return faces.Looks.draw(np.random.default_rng([seed, FACES, speaker]))
+
+
+def throat_of(seed: int, speaker: int) -> voices.Throat:
+    return voices.Throat.draw(np.random.default_rng([seed, VOICES, speaker]))
+
+
+def render(plan: Plan) -> tuple[np.ndarray, np.ndarray, int]:
+    """Frames uint8 [n, size, size, 3], sound float32 [samples], and the frame in which the face is at its apex."""
+    rng = np.random.default_rng([*plan.seed, 1])
+    wave_, loud = voices.utter(plan.shown["voice"], throat_of(plan.seed[0], plan.speaker), _seconds(rng), rng)
+    frames = len(loud) * voices.HOP * faces.RATE // voices.RATE
+    mouth = np.interp(np.arange(frames) / faces.RATE, np.arange(len(loud)) * voices.HOP / voices.RATE, loud)
+    pixels, apex = faces.film(plan.shown["face"], looks_of(plan.seed[0], plan.speaker), mouth, rng)
+    return pixels, wave_, apex
+
+
+def _seconds(rng: np.random.Generator) -> float:
+    return float(rng.uniform(2.1, 2.9))
+
+
+def write_clip(plan: Plan, path: Path) -> int:
+    """Writes the clip; returns the frame of the apex."""
+    pixels, sound, apex = render(plan)
+    with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
+        video = container.add_stream("libx264", rate=faces.RATE, options=_H264)
+        video.width = video.height = faces.SIZE
+        video.pix_fmt = "yuv420p"
+        video.thread_count = 1
+        audio = container.add_stream("aac", rate=voices.RATE, layout="mono", options={"flags": "+bitexact"})
+        audio.bit_rate = 48000
+        for i, picture in enumerate(_yuv(pixels)):
+            frame = av.VideoFrame.from_ndarray(picture, format="yuv420p")
+            frame.pts, frame.time_base = i, Fraction(1, faces.RATE)
+            container.mux(video.encode(frame))
+        container.mux(video.encode())
+        _encode_sound(container, audio, sound)
+    return apex
+
+
+def _yuv(pixels: np.ndarray) -> np.ndarray:
+    """RGB [n, size, size, 3] -> planes [n, size * 3 / 2, size] as FFmpeg lays out yuv420p; BT.601 in whole numbers."""
+    r, g, b = (pixels[..., i].astype(np.int32) for i in range(3))
+    n, size, _ = r.shape
+    luma = ((66 * r + 129 * g + 25 * b + 128) >> 8) + 16
+    red, green, blue = (c.reshape(n, size // 2, 2, size // 2, 2).sum((2, 4)) for c in (r, g, b))
+    u = ((-38 * red - 74 * green + 112 * blue + 512) >> 10) + 128
+    v = ((112 * red - 94 * green - 18 * blue + 512) >> 10) + 128
+    return (
+        np.concatenate([luma.reshape(n, -1), u.reshape(n, -1), v.reshape(n, -1)], 1)
+        .reshape(n, -1, size)
+        .astype(np.uint8)
+    )
+
+
+def _encode_sound(container: Any, stream: Any, sound: np.ndarray) -> None:
+    frame = av.AudioFrame.from_ndarray(sound[None], format="fltp", layout="mono")
+    frame.sample_rate, frame.pts, frame.time_base = voices.RATE, 0, Fraction(1, voices.RATE)
+    container.mux(stream.encode(frame))
+    container.mux(stream.encode())
+
+
+def write_voice(plan: Plan, path: Path) -> None:
+    """The voice alone, 16 bits."""
+    rng = np.random.default_rng([*plan.seed, 1])
+    sound, _ = voices.utter(plan.shown["voice"], throat_of(plan.seed[0], plan.speaker), _seconds(rng), rng)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(voices.RATE)
+        file.writeframes((sound * 32767).astype("<i2").tobytes())
