@@ -40,19 +40,21 @@ def _train(args: argparse.Namespace) -> int:
         config = replace(config, model=replace(config.model, bundle=args.model, components=None))
     if args.dry_run:
         return _dry_run(args, config)
+    datasets = open_datasets(config, args.stage)
+    try:
+        from .loop import Interrupted
+    except ModuleNotFoundError as error:
+        if error.name != "accelerate":
+            raise
+        raise UsageError("training needs the extra: pip install 'nanoemox[train]'") from error
     from ..data.media import read_sample
-    from .loop import Interrupted
     from .run import train
 
     try:
-        out = train(config, open_datasets(config, args.stage), read_sample, stage=args.stage, resume=args.resume)
+        out = train(config, datasets, read_sample, stage=args.stage, resume=args.resume)
     except Interrupted as error:
         _say(str(error))
         return 128 + error.number
-    except ImportError as error:
-        if error.name not in ("accelerate", "yaml"):
-            raise
-        raise UsageError(f"{error.name} is not installed: pip install 'nanoemox[train]'") from error
     _say(f"wrote {out}")
     return 0
 

@@ -72,7 +72,12 @@ class Learner(nn.Module):
 
     def checkpoint_gradients(self) -> None:
         """Keep no activations inside the language model's layers; they are computed again in the backward pass."""
-        self.language.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        base = self.language.base
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # transformers makes the embeddings of a model with adapters require gradients, which re-entrant checkpoints
+        # need; here they are written into, and what needs a gradient is what is written.
+        if hasattr(base, "_require_grads_hook"):
+            base.disable_input_require_grads()
 
 
 def use_liger(model: NanoEmoX) -> None:

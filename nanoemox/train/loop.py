@@ -140,7 +140,8 @@ class StageRun:
             self.step += 1
             if self.step % stage.steps == 0:
                 self.job.features.refresh()
-            if number or self.step == stage.total or self.step % config.checkpoint_every == 0:
+            due = self.step % config.checkpoint_every == 0 or (config.keep_epochs and self.step % stage.steps == 0)
+            if number or due or self.step == stage.total:
                 written = self._save(state)
             if number and self.step < stage.total:
                 raise Interrupted(number, written)
