@@ -70,7 +70,7 @@ def base_bundle(options: ModelOptions, out: Path) -> Path:
     """The four base models as a bundle in bfloat16; its adapters are zeros until `renew` gives them values."""
     paths = find_components(options.components or "", [])
     found = read_components(paths)
-    config = component_sizes(NanoEmoXConfig(lora=options.lora), paths)
+    config = component_sizes(replace(NanoEmoXConfig.preset(options.preset), lora=options.lora), paths)
     inferred = infer_config(config, {name: shape for name, (shape, _) in found.items()})
     config = replace(inferred, lora=options.lora, fusion=config.fusion, qformer=config.qformer)
     empty = build_empty(config, "the base models' sizes")

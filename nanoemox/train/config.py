@@ -22,7 +22,7 @@ class ModelOptions:
     Attributes:
         bundle: a bundle folder, or "demo".
         components: folder of the four base models (CLIP, HuBERT, FaceXFormer, Qwen); a bundle is made of them once.
-        preset: sizes for a dry run without files.
+        preset: sizes of what is in no file: adapters, taps; and of everything in a dry run without files.
         adapters: "new" starts the trainable groups from their official initialisation, "keep" from the bundle's values.
         lora: sizes of the adapters of a bundle that has none.
     """

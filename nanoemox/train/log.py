@@ -18,6 +18,17 @@ def rows(file: Path) -> Iterator[dict[str, Any]]:
                 return
 
 
+def write_json(file: Path, values: Any) -> None:
+    """The whole file or the old one."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    try:
+        temporary.write_text(json.dumps(values, indent=1) + "\n")
+        os.replace(temporary, file)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
 def cut(file: Path, step: int) -> None:
     """Leave the rows before `step`, those of a checkpoint's own past."""
     if file.is_file():

@@ -22,8 +22,8 @@ from .base import trainable_names
 from .config import TrainConfig
 from .features import Features
 from .learner import Learner
-from .log import Log
-from .sampler import Mixture, Sampler
+from .log import Log, write_json
+from .sampler import Mixture, Sampler, realised
 from .samples import Batch, Example, Reader, Rejected, Samples, Unusable
 from .stages import Stage
 
@@ -239,6 +239,14 @@ class StageRun:
         self.log.step(row)
         return int(number)
 
+    def _log_mixture(self, sampler: Mapping[str, Any]) -> None:
+        """Samples drawn so far by data set and task, and the percents that they are and should be."""
+        counts = {(name, task): count for name, task, count in sampler["counts"]}
+        drawn = {f"{name}/{task}": count for (name, task), count in counts.items()}
+        intended = {f"{name}/{task}": 100 * share for (name, task), share in self.mixture.cells().items()}
+        row = {"step": self.step, "drawn": drawn, "percent": realised(counts), "intended": intended}
+        write_json(self.folder / "mixture.json", row)
+
     def _save(self, sampler: Mapping[str, Any]) -> Path:
         """The first process writes; the others wait and learn of a failure."""
         weights = {name: optimizer.whole(value) for name, value in self.parameters.items()}
@@ -252,6 +260,7 @@ class StageRun:
             state |= {"updates": updates, "config": self.identity}
             try:
                 written = checkpoint.save(self.folder, weights, moments, state)
+                self._log_mixture(sampler)
                 epoch = self.stage.steps if self.job.config.keep_epochs else None
                 checkpoint.prune(self.folder, keep=self.job.config.keep if not state["done"] else 1, epoch=epoch)
             except OSError as error:

@@ -1,10 +1,9 @@
 """A whole run: the stages of an order one after the other, each from the checkpoints of others; then a bundle.
 
-OUT/config.json  OUT/STAGE/{log.jsonl, skipped.jsonl, checkpoint-*, curves.png}  OUT/bundle/
+OUT/config.json  OUT/STAGE/{log.jsonl, skipped.jsonl, mixture.json, checkpoint-*, curves.png}  OUT/bundle/
 """
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from .base import build_model, trainable_names
 from .config import TrainConfig, to_dict
 from .features import Features
 from .learner import use_liger
+from .log import write_json
 from .loop import Job, StageRun, Stop
 from .report import draw_curves
 from .sampler import Mixture, Records
@@ -165,9 +165,7 @@ def _claim(out: Path, config: TrainConfig, stages: list[str], resume: bool) -> N
         raise UsageError(f"{out}: no such folder, so there is nothing to resume; leave out --resume")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        temporary = out / ".config.json.tmp"
-        temporary.write_text(json.dumps(to_dict(config), indent=1) + "\n")
-        os.replace(temporary, out / "config.json")
+        write_json(out / "config.json", to_dict(config))
     except OSError as error:
         raise ValueError(f"{out}: cannot be written ({error.strerror})") from error
 

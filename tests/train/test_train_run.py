@@ -6,6 +6,7 @@ import os
 import signal
 from dataclasses import replace
 
+import official
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,8 +14,10 @@ from tiny_training import FULL, Reader, config, datasets
 
 import nanoemox
 from nanoemox.errors import CheckpointError, MediaError, UsageError
+from nanoemox.names import targets
 from nanoemox.train import checkpoint
 from nanoemox.train.base import build_model, trainable_names
+from nanoemox.train.config import ModelOptions
 from nanoemox.train.log import rows
 from nanoemox.train.loop import Interrupted
 from nanoemox.train.run import train
@@ -51,6 +54,8 @@ def test_what_a_run_leaves(run):
         assert [row["step"] for row in rows(stage / "log.jsonl")] == list(range(6))
         assert all(torch.tensor(losses(stage)).isfinite())
         assert (stage / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+        mixture = json.loads((stage / "mixture.json").read_text())
+        assert sum(mixture["drawn"].values()) == 12 and sum(mixture["intended"].values()) == pytest.approx(100)
         state = json.loads((stage / "checkpoint-00000006" / "state.json").read_text())
         assert state["done"] and sum(count for *_, count in state["sampler"]["counts"]) == 12
     (row,) = {row["sample"] for row in rows(folder / "out" / "1-2" / "skipped.jsonl")} or {"CAER_3"}
@@ -188,7 +193,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(run, tmp_path, monkeypatch):
             ValueError, match=r"step 3 cannot be written \(No space left on device\); .*-00000002 is whole"
         ):
             train(one, datasets(folder), Reader(), stage="1-1")
-    assert sorted(os.listdir(tmp_path / "out" / "1-1")) == ["checkpoint-00000002", "log.jsonl"]
+    assert sorted(os.listdir(tmp_path / "out" / "1-1")) == ["checkpoint-00000002", "log.jsonl", "mixture.json"]
     train(one, datasets(folder), Reader(), stage="1-1", resume=True)
     assert losses(tmp_path / "out" / "1-1") == losses(folder / "out" / "1-1")
 
@@ -269,6 +274,23 @@ def test_models_to_start_from(run, tmp_path, bundle):
     assert not any(new.get_parameter(k).any() for k in trainable_names(new).values() if ".lora_B." in k)
     with pytest.raises(UsageError, match="give bundle or components; a preset alone is for --dry-run"):
         build_model(replace(made.model, bundle=None), tmp_path, dtype=torch.float32, seed=0)
+
+
+def test_base_models_become_a_bundle(tmp_path, monkeypatch):
+    monkeypatch.setitem(nanoemox.config.PRESETS, "narrow", official.NARROW)
+    paths = official.components(official.NARROW, tmp_path / "base")
+    options = ModelOptions(components=str(paths["clip"].parent), preset="narrow", lora=official.NARROW.lora)
+    model = build_model(options, tmp_path / "made", dtype=torch.float32, seed=0)
+    assert model.config == official.NARROW
+    wanted = official.tensors(official.NARROW)
+    for target in targets(model, model.config):
+        if not group_of(target.parts[0]) and len(target.parts) == 1:
+            expected = official.value(target.name, wanted[target.name]).to(torch.bfloat16).float()
+            assert torch.equal(model.get_parameter(target.parts[0]), expected), target.name
+    assert model.get_parameter("video_branch.qformer.query_tokens").std() == pytest.approx(0.02, rel=0.2)
+    with monkeypatch.context() as patch:  # it is made once
+        patch.setattr("nanoemox.train.base.base_bundle", None)
+        build_model(options, tmp_path / "made", dtype=torch.float32, seed=0)
 
 
 def test_a_data_set_of_its_own_modality_set(run, tmp_path):
