@@ -95,6 +95,8 @@ def train(
             model = build_model(config.model, out / "base", dtype=precision, seed=config.seed)
         fresh = {name: model.get_parameter(key).detach().clone() for name, key in trainable_names(model).items()}
         model.to(accelerator.device)
+        if (plugin := getattr(accelerator.state, "fsdp_plugin", None)) is not None:
+            plugin.transformer_cls_names_to_wrap = [type(model.language.base.model.layers[0]).__name__]
         if config.liger:
             use_liger(model)
         features = Features(model, Path(config.cache) if config.cache else None)
@@ -136,25 +138,26 @@ def train(
 
 
 def _accelerator(config: TrainConfig, stages: list[Stage]) -> Any:
-    from accelerate import Accelerator, DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
+    from accelerate import Accelerator, DistributedDataParallelKwargs
 
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("device 'cuda' is not available here: use auto or cpu")
     on_cpu = config.device == "cpu" or not torch.cuda.is_available()
     low = config.precision == "bfloat16" or (config.precision == "auto" and not on_cpu)
     mixed = any(source.modalities for stage in stages for source in stage.data)
-    plugin = None
-    if config.fsdp:
-        names = ["Qwen2DecoderLayer", "LlamaDecoderLayer"]
-        plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=names
-        )
     return Accelerator(
         cpu=on_cpu,
         mixed_precision="bf16" if low else "no",
-        fsdp_plugin=plugin,
+        fsdp_plugin=sharding() if config.fsdp else None,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=mixed)],
     )
+
+
+def sharding() -> Any:
+    """How accelerate shards a model: each layer of the language model, and the rest as one."""
+    from accelerate import FullyShardedDataParallelPlugin
+
+    return FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
 
 
 def _claim(out: Path, config: TrainConfig, stages: list[str], resume: bool) -> None:

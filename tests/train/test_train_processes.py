@@ -46,12 +46,16 @@ def test_killed_in_every_stage_and_resumed(bundle, tmp_path):
 
 def test_two_processes_train_as_one(tmp_path):
     bundle = random_bundle(tiny_training.tiny(dropout=0.0), tmp_path / "still", dtype="float32")
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     run(*torchrun, HERE / "two_run.py", tmp_path / "two", bundle, 2)
+    run(*torchrun, HERE / "two_run.py", tmp_path / "sharded", bundle, 2, "fsdp")
     run(HERE / "two_run.py", tmp_path / "one", bundle, 4)
     for stage in P2E:
-        one, two = (losses(tmp_path / name / "out" / stage) for name in ("one", "two"))
+        one, two, sharded = (losses(tmp_path / name / "out" / stage) for name in ("one", "two", "sharded"))
         assert len(one) == 6 and one == pytest.approx(two, rel=1e-5), stage
+        assert one == pytest.approx(sharded, rel=1e-5), stage
+    one, sharded = (load_file(tmp_path / name / "out" / "bundle" / "model.safetensors") for name in ("one", "sharded"))
+    assert {name: value.shape for name, value in one.items()} == {name: v.shape for name, v in sharded.items()}
     skipped = [list(rows(file)) for file in sorted((tmp_path / "two" / "out" / "1-2").glob("skipped*"))]
     alone = list(rows(tmp_path / "one" / "out" / "1-2" / "skipped.jsonl"))
     assert sum(map(len, skipped)) == len(alone) > 0

@@ -1,15 +1,42 @@
-"""torchrun ... two_run.py FOLDER BUNDLE BATCH: the tiny curriculum without dropout, on the CPU."""
+"""torchrun ... two_run.py FOLDER BUNDLE BATCH [fsdp] [resume]: the tiny curriculum without dropout, on the CPU."""
 
 import sys
 from pathlib import Path
 
 import torch
 from tiny_training import Reader, config, datasets
+from torch.distributed.tensor import DTensor
 
-from nanoemox.train.run import train
+from nanoemox.train import loop
+from nanoemox.train import run as running
+
+
+def shard_on_the_cpu():
+    """accelerate shards on accelerators alone; told that this is one, it does here what it does there."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState.is_fsdp2 = Accelerator.is_fsdp2 = property(lambda _: True)
+    original, train = running._accelerator, loop.StageRun._train
+
+    def accelerator(one, stages):
+        made = original(one, stages)
+        AcceleratorState._shared_state["fsdp_plugin"] = running.sharding()
+        return made
+
+    def checked(stage):
+        assert all(isinstance(parameter, DTensor) for parameter in stage.parameters.values())
+        return train(stage)
+
+    running._accelerator, loop.StageRun._train = accelerator, checked
+
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder, bundle, batch = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    sharded = "fsdp" in sys.argv
+    if sharded:
+        shard_on_the_cpu()
     sets = datasets(folder.parent / "clips", CREMA_D={"long": {2, 5}}, CAER={"bad": {3}})
-    train(config(folder, bundle, batch=batch, accumulate=2, workers=1, max_bad_share=0.5), sets, Reader())
+    one = config(folder, bundle, batch=batch, accumulate=2, workers=1, max_bad_share=0.5, fsdp=sharded)
+    running.train(one, sets, Reader(), resume="resume" in sys.argv)
