@@ -36,7 +36,7 @@ class LanguageModel(nn.Module):
                 pad_token_id=None,
             )
         )
-        self.model: Any = base if lora is None else _with_lora(base, lora)
+        self.model: Any = base if lora is None else with_lora(base, lora)
         self.tie()
 
     @property
@@ -69,7 +69,7 @@ class LanguageModel(nn.Module):
         return self.model(inputs_embeds=embeds, attention_mask=attention_mask, use_cache=False).logits
 
 
-def _with_lora(base: nn.Module, lora: LoRAConfig) -> nn.Module:
+def with_lora(base: nn.Module, lora: LoRAConfig) -> nn.Module:
     from peft import LoraConfig, get_peft_model  # slow to import, and a merged model has no use for it
 
     adapters = LoraConfig(

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from ..bundle import CARD, CONFIG, WEIGHTS, audit, build_empty, index, new_folder, shapes, write_safetensors
 from ..config import NanoEmoXConfig
-from ..convert import _complete, _kept, _write_tokenizer
+from ..convert import beside_adapters, complete, write_tokenizer
 from ..encoders.face import FaceHead
 from ..errors import UsageError
 from ..fusion import build_fusion
 from ..infer import component_sizes, infer_config
-from ..language import _with_lora
+from ..language import with_lora
 from ..loading import check_vocabulary, find, load
 from ..model import NanoEmoX
 from ..names import targets
@@ -55,7 +55,7 @@ def build_model(options: ModelOptions, made: Path, *, dtype: torch.dtype, seed: 
         raise UsageError("model: give bundle or components; a preset alone is for --dry-run")
     model = load(folder, fast=False, device="cpu", dtype=dtype)
     if model.config.lora is None:
-        model.language.model = _with_lora(model.language.model, options.lora)
+        model.language.model = with_lora(model.language.model, options.lora)
         model.config = replace(model.config, lora=options.lora)
         if options.adapters == "keep":
             _new_lora(model, seed)
@@ -75,13 +75,13 @@ def base_bundle(options: ModelOptions, out: Path) -> Path:
     config = replace(inferred, lora=options.lora, fusion=config.fusion, qformer=config.qformer)
     empty = build_empty(config, "the base models' sizes")
     wanted = shapes(empty, config)
-    tensors: Tensors = _kept(found, config)
-    _complete(tensors, wanted)
+    tensors: Tensors = beside_adapters(found, config)
+    complete(tensors, wanted)
     adapters = {target.name for target in targets(empty, config) if group_of(target.parts[0])}
     have = {name: shape for name, (shape, _) in tensors.items()}
     audit(have, {name: shape for name, shape in wanted.items() if name not in adapters}, "base models")
     with new_folder(out) as folder:
-        _write_tokenizer(paths["qwen"], folder)
+        write_tokenizer(paths["qwen"], folder)
         check_vocabulary(Tokenizer(folder), config, paths["qwen"])
 
         def produce(name: str) -> Tensor:
