@@ -90,15 +90,19 @@ def train(
         _claim(out, config, [one.name for one in chosen], resume)
     accelerator.wait_for_everyone()
     precision = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
-    with Stop() as stop:
+
+    def built() -> NanoEmoX:
         with accelerator.main_process_first():
-            model = build_model(config.model, out / "base", dtype=precision, seed=config.seed)
-        fresh = {name: model.get_parameter(key).detach().clone() for name, key in trainable_names(model).items()}
-        model.to(accelerator.device)
+            made = build_model(config.model, out / "base", dtype=precision, seed=config.seed).to(accelerator.device)
+        if config.liger:
+            use_liger(made)
+        return made
+
+    with Stop() as stop:
+        model = built()
+        fresh = {name: model.get_parameter(key).detach().cpu().clone() for name, key in trainable_names(model).items()}
         if (plugin := getattr(accelerator.state, "fsdp_plugin", None)) is not None:
             plugin.transformer_cls_names_to_wrap = [type(model.language.base.model.layers[0]).__name__]
-        if config.liger:
-            use_liger(model)
         features = Features(model, Path(config.cache) if config.cache else None)
         job = Job(config, accelerator, model, features, datasets, reader, stop)
         identity = _identity(config, model, config.batch * accelerator.num_processes)
@@ -115,10 +119,8 @@ def train(
                 written = found.folder
                 continue
             starts = _starting_values(out, steps, one.name)  # complains before a model is touched
-            if config.fsdp:
-                job.model = model = build_model(config.model, out / "base", dtype=precision, seed=config.seed)
-                model.to(accelerator.device)
-                job.features.model = model
+            if config.fsdp and written != out:  # the one before is in shards
+                job.model = features.model = model = built()
             _assign(model, fresh | starts)
             written = StageRun(job, one, folder, mine).run()
             if accelerator.is_main_process:

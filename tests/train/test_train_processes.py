@@ -10,8 +10,11 @@ import pytest
 import tiny_training
 from paths import ROOT
 from safetensors.torch import load_file
+from tiny_training import Reader
+from two_run import setting
 
 from nanoemox.train.log import rows
+from nanoemox.train.run import train
 from nanoemox.train.stages import P2E
 from nanoemox.weights import random_bundle
 
@@ -49,7 +52,7 @@ def test_two_processes_train_as_one(tmp_path):
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     run(*torchrun, HERE / "two_run.py", tmp_path / "two", bundle, 2)
     run(*torchrun, HERE / "two_run.py", tmp_path / "sharded", bundle, 2, "fsdp")
-    run(HERE / "two_run.py", tmp_path / "one", bundle, 4)
+    train(*setting(tmp_path / "one", bundle, 4), Reader())
     for stage in P2E:
         one, two, sharded = (losses(tmp_path / name / "out" / stage) for name in ("one", "two", "sharded"))
         assert len(one) == 6 and one == pytest.approx(two, rel=1e-5), stage

@@ -31,12 +31,16 @@ def shard_on_the_cpu():
     running._accelerator, loop.StageRun._train = accelerator, checked
 
 
+def setting(folder, bundle, batch, sharded=False):
+    sets = datasets(folder.parent / "clips", CREMA_D={"long": {2, 5}}, CAER={"bad": {3}})
+    one = config(folder, bundle, batch=batch, accumulate=2, workers=1, max_bad_share=0.5, fsdp=sharded)
+    return one, sets
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder, bundle, batch = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     sharded = "fsdp" in sys.argv
     if sharded:
         shard_on_the_cpu()
-    sets = datasets(folder.parent / "clips", CREMA_D={"long": {2, 5}}, CAER={"bad": {3}})
-    one = config(folder, bundle, batch=batch, accumulate=2, workers=1, max_bad_share=0.5, fsdp=sharded)
-    running.train(one, sets, Reader(), resume="resume" in sys.argv)
+    running.train(*setting(folder, bundle, batch, sharded), Reader(), resume="resume" in sys.argv)
