@@ -50,8 +50,7 @@ def test_killed_in_every_stage_and_resumed(bundle, tmp_path):
 def test_two_processes_train_as_one(tmp_path):
     bundle = random_bundle(tiny_training.tiny(dropout=0.0), tmp_path / "still", dtype="float32")
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    run(*torchrun, HERE / "two_run.py", tmp_path / "two", bundle, 2)
-    run(*torchrun, HERE / "two_run.py", tmp_path / "sharded", bundle, 2, "fsdp")
+    run(*torchrun, HERE / "two_run.py", tmp_path, bundle)
     train(*setting(tmp_path / "one", bundle, 4), Reader())
     for stage in P2E:
         one, two, sharded = (losses(tmp_path / name / "out" / stage) for name in ("one", "two", "sharded"))

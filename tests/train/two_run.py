@@ -1,7 +1,11 @@
-"""torchrun ... two_run.py FOLDER BUNDLE BATCH [fsdp] [resume]: the tiny curriculum without dropout, on the CPU."""
+"""torchrun ... two_run.py FOLDER BUNDLE [fsdp [resume]]: the tiny curriculum without dropout, on the CPU.
+
+Once with copies of the model (not with fsdp) and once with shards of it: one start for both.
+"""
 
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from tiny_training import Reader, config, datasets
@@ -39,8 +43,10 @@ def setting(folder, bundle, batch, sharded=False):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    folder, bundle, batch = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-    sharded = "fsdp" in sys.argv
-    if sharded:
-        shard_on_the_cpu()
-    running.train(*setting(folder, bundle, batch, sharded), Reader(), resume="resume" in sys.argv)
+    folder, bundle = Path(sys.argv[1]), Path(sys.argv[2])
+    running.draw_curves = lambda *_: None
+    if "fsdp" not in sys.argv:
+        with patch("accelerate.Accelerator.end_training"):  # the processes are needed once more
+            running.train(*setting(folder / "two", bundle, 2), Reader())
+    shard_on_the_cpu()
+    running.train(*setting(folder / "sharded", bundle, 2, True), Reader(), resume="resume" in sys.argv)
