@@ -118,6 +118,7 @@ setup(
     packages=find_packages(include=["nanoemox", "nanoemox.*", "nanoemox_kernels", "nanoemox_kernels.*"]),
     package_data={
         "nanoemox": ["py.typed"],
+        "nanoemox.train": ["configs/*.yaml"],
         "nanoemox.demo": ["*.json", "*.safetensors", "*.mp4", "README.md"],
         "nanoemox_kernels": ["py.typed", "configs/*.json"],
     },

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from . import __version__
 from .data.cli import add_parser as add_data_parser
 from .errors import CheckpointError, MediaError, UsageError
+from .train.cli import add_parser as add_train_parser
 
 OK, FAILURE, USAGE, WEIGHTS = 0, 1, 2, 4
 _EPILOG = "exit codes: 0 ok, 1 failure, 2 usage, 3 partial result, 4 missing or wrong weights"
@@ -67,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--dtype", default="bfloat16", help="bfloat16 (default) or float32")
     convert.add_argument("--lora", default="keep", help="keep (default) or merge the adapters")
 
+    add_train_parser(commands)
     add_data_parser(commands)
     return parser
 

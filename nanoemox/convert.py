@@ -62,9 +62,9 @@ def convert(
     config = infer_config(config, {name: shape for name, (shape, _) in (found | trained).items()})
     if config.fusion.type not in ("attention", "qformer"):
         trained = {name: tensor for name, tensor in trained.items() if not _UNUSED.fullmatch(name)}
-    found = _kept(found | trained, config)
+    found = beside_adapters(found | trained, config)
     wanted = shapes(build_empty(config, "the files' sizes"), config)
-    _complete(found, wanted)
+    complete(found, wanted)
     where = " + ".join([*map(str, files), "base models"])
     audit({name: shape for name, (shape, _) in found.items()}, wanted, where, "named as in the official model")
     if lora == "merge":
@@ -72,7 +72,7 @@ def convert(
         config = replace(config, lora=None)
         wanted = shapes(build_empty(config, "the files' sizes"), config)
     with new_folder(out) as folder:
-        _write_tokenizer(paths["qwen"], folder)
+        write_tokenizer(paths["qwen"], folder)
         check_vocabulary(Tokenizer(folder), config, paths["qwen"])
         write_safetensors(folder / WEIGHTS, wanted, stored, lambda name: found[name][1]())
         config.to_json(folder / CONFIG)
@@ -88,7 +88,7 @@ def _merged(base: Loader, a: Loader, b: Loader, scale: float) -> Tensor:
 _ADAPTED = "llama_model.base_model.model."
 
 
-def _kept(found: Tensors, config: NanoEmoXConfig) -> Tensors:
+def beside_adapters(found: Tensors, config: NanoEmoXConfig) -> Tensors:
     """The language model under the names that it has beside its adapters."""
     if config.lora is None:
         raise CheckpointError(
@@ -128,14 +128,14 @@ def _refuse_sources(out: Path, sources: list[Path]) -> None:
             raise CheckpointError(f"{out}: is or holds {source.name}, which is to be read; choose another name")
 
 
-def _complete(found: Tensors, wanted: dict[str, tuple[int, ...]]) -> None:
+def complete(found: Tensors, wanted: dict[str, tuple[int, ...]]) -> None:
     """HuBERT's mask embedding is used in its pre-training only, and some files leave it out."""
     name = "acoustic_encoder.model.masked_spec_embed"
     if name not in found and name in wanted:
         found[name] = wanted[name], lambda: torch.zeros(wanted[name])
 
 
-def _write_tokenizer(source: Path, folder: Path) -> None:
+def write_tokenizer(source: Path, folder: Path) -> None:
     """The language model's tokenizer with bos, eos and the five placeholders (architecture section 10)."""
     from tokenizers import AddedToken
     from tokenizers import Tokenizer as RustTokenizer

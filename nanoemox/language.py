@@ -42,7 +42,7 @@ class LanguageModel(nn.Module):
     def __init__(self, config: LanguageConfig, lora: LoRAConfig | None = None):
         super().__init__()
         base = KINDS[config.model_type][1](hugging_face_config(config))
-        self.model: Any = base if lora is None else _with_lora(base, lora)
+        self.model: Any = base if lora is None else with_lora(base, lora)
         self.tie()
 
     @classmethod
@@ -106,7 +106,7 @@ class LanguageModel(nn.Module):
         return self.model(inputs_embeds=embeds, attention_mask=attention_mask, use_cache=False).logits
 
 
-def _with_lora(base: nn.Module, lora: LoRAConfig) -> nn.Module:
+def with_lora(base: nn.Module, lora: LoRAConfig) -> nn.Module:
     from peft import LoraConfig, get_peft_model  # slow to import, and a merged model has no use for it
 
     adapters = LoraConfig(

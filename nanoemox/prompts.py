@@ -79,6 +79,8 @@ _PIECES = {
     "instruction": "Weigh everything given above and answer. {question}",
     "end": " ###Assistant: ",
 }
+# In place of the subtitle where its slot holds the turns of a dialogue so far (AvaMERG); a bundle may replace it too.
+_HISTORY = {"history": "The conversation so far is <Dialogue History>{history}</Dialogue History>. "}
 _FIELDS = {"subtitle", "question", *STREAMS}
 
 
@@ -105,7 +107,7 @@ class Templates:
             return Templates()
         from .tasks import TASKS
 
-        known = {"pieces": set(_PIECES), "sets": set(MODALITY_SETS), "questions": set(TASKS)}
+        known = {"pieces": {*_PIECES, *_HISTORY}, "sets": set(MODALITY_SETS), "questions": set(TASKS)}
         try:
             values = json.loads(path.read_text())
             for part, texts in values.items():
@@ -149,24 +151,33 @@ def _check_fields(where: str, text: str, part: str, name: str) -> None:
 
 
 def build(
-    set_name: str, *, subtitle: str | None, question: str, templates: Templates, official_start: bool = False
+    set_name: str,
+    *,
+    subtitle: str | None,
+    question: str,
+    templates: Templates,
+    official_start: bool = False,
+    history: bool = False,
 ) -> list[str | Stream]:
     """Segments of one prompt.
 
     Args:
         subtitle: None counts as the empty subtitle; ignored by sets without one.
+        history: `subtitle` holds the turns of a dialogue so far, which have a tag pair of their own.
         official_start: leave out "###Human: " where the official template does (parity only).
     """
     chosen = MODALITY_SETS[set_name]
     if set_name in templates.sets:
         text = templates.sets[set_name]
     else:
-        names = ["start", *chosen.streams, *(["subtitle"] if chosen.subtitle else []), "instruction", "end"]
+        words = ["history" if history else "subtitle"] if chosen.subtitle else []
+        names = ["start", *chosen.streams, *words, "instruction", "end"]
         if official_start and not chosen.official_start:
             names.remove("start")
-        text = "".join(templates.pieces[name] for name in names)
+        pieces = _HISTORY | templates.pieces
+        text = "".join(pieces[name] for name in names)
     segments: list[str | Stream] = []
-    values = {"subtitle": subtitle or "", "question": question}
+    values = {"subtitle": subtitle or "", "history": subtitle or "", "question": question}
     for literal, name, _, _ in Formatter().parse(text):
         segments.append(literal)
         if name in STREAMS:

@@ -58,6 +58,9 @@ def test_with_a_compiler_the_wheel_holds_the_library_and_is_of_the_platform(tree
 def test_without_kernels_the_wheel_is_pure(tree, env, why):
     done, wheel = build(tree, **env)
     assert done.returncode == 0 and wheel.name.endswith("-py3-none-any.whl") and not libraries(wheel)
+    assert {"nanoemox/train/configs/paper.yaml", "nanoemox/train/configs/demo.yaml"} <= set(
+        zipfile.ZipFile(wheel).namelist()
+    )
     assert why in done.stderr
 
 

@@ -1,0 +1,54 @@
+"""Pictures of a stage: loss, learning rate and the realised mixture beside the intended one."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from .checkpoint import latest
+from .log import rows
+
+
+def draw_curves(folder: Path, cells: Mapping[tuple[str, str], float]) -> Path | None:
+    """folder/curves.png from log.jsonl and the newest checkpoint; None where there is no matplotlib or no step.
+
+    Args:
+        cells: (data set, task) -> intended share of the samples.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    steps = list(rows(folder / "log.jsonl"))
+    if not steps:
+        return None
+    found = latest(folder)
+    counts = {(name, task): n for name, task, n in found.state["sampler"]["counts"]} if found else {}
+    total = sum(counts.values()) or 1
+    figure = Figure(figsize=(13, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, middle, right = figure.subplots(1, 3)
+    x = [row["step"] for row in steps]
+    losses = [row["loss"] for row in steps]
+    left.plot(x, losses, linewidth=0.6, alpha=0.4)
+    left.plot(x, _smooth(losses), linewidth=1.4)
+    left.set(title="loss", xlabel="step")
+    middle.plot(x, [row["lr"] for row in steps])
+    middle.set(title="learning rate", xlabel="step")
+    names = list(cells)
+    places = range(len(names))
+    right.barh([p + 0.2 for p in places], [100 * cells[name] for name in names], 0.4, label="intended")
+    right.barh([p - 0.2 for p in places], [100 * counts.get(name, 0) / total for name in names], 0.4, label="drawn")
+    right.set_yticks(list(places), [f"{name} / {task}" for name, task in names], fontsize=7)
+    right.set(title="samples, percent")
+    right.legend(fontsize=7)
+    figure.suptitle(f"stage {folder.name}")
+    figure.savefig(folder / "curves.png", dpi=110)
+    return folder / "curves.png"
+
+
+def _smooth(values: list[float], weight: float = 0.95) -> list[float]:
+    out, mean = [], values[0]
+    for value in values:
+        mean = weight * mean + (1 - weight) * value
+        out.append(mean)
+    return out
