@@ -65,6 +65,7 @@ def cases() -> Iterator[Case]:
     from .ops.expert_gate.kernel import _gate_combine, _gate_hidden
     from .ops.feature_taps.kernel import _residual_norm, _tap_pool
     from .ops.temporal_xattn.kernel import _rows_linear, _xattn_context
+    from .ops.window_attn.kernel import _window_attn
 
     E, T, H = 3, 8, 512
     yield Case(
@@ -155,6 +156,15 @@ def cases() -> Iterator[Case]:
              stride_hn=1024, stride_hd=1, MEAN=True, **tuned("tap_pool")),
         2 * 8 * 99 * 1024 + 2 * 4 * 8 * 1024,
     )  # fmt: skip
+    C, h, side, window = 512, 16, 14, 7  # the longest of Swin's stages, 8 frames; shifted and not
+    for shift in (0, 3):
+        yield Case(
+            f"window_attn{' shifted' * bool(shift)}", _window_attn,
+            dict(out_ptr=BF16, qkv_ptr=BF16, bias_ptr=BF16, padding_ptr=BF16, height=side, width=side, C=C, scale=0.17,
+                 stride_xn=3 * C * side**2, stride_xt=3 * C, stride_bh=64 * 64, stride_bm=64, HEADS=h, D=C // h,
+                 WINDOW=window, SHIFT=shift, PADDED=False, WHOLE=True, BLOCK_N=64, BLOCK_D=32, **tuned("window_attn")),
+            2 * (8 * side**2 * 4 * C + h * 64 * 64),
+        )  # fmt: skip
 
 
 def specialise(kernel: Any, arguments: dict[str, Any]) -> tuple[Any, dict[str, int]]:
