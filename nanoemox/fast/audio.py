@@ -11,12 +11,13 @@ from nanoemox_kernels import Tap, time_conv
 from ..config import AudioConfig
 from ..encoders.audio import AudioEncoder
 from .attention import pieces
+from .graphs import Replayed, replayed
 from .linear import PackedLinear, activate_, has_fused_ops
 from .transformer import MLP, Block, run_post_norm, run_pre_norm, self_attention
 from .weights import Weights, pack
 
 
-class FastAudio(AudioEncoder):
+class FastAudio(Replayed, AudioEncoder):
     """AudioEncoder on the official tensors under `acoustic_encoder.model.`."""
 
     blocks: Sequence[Block]
@@ -63,6 +64,7 @@ class FastAudio(AudioEncoder):
         run = run_pre_norm if self.config.stable_layer_norm else run_post_norm
         run(hidden, self.position(hidden), self.blocks, self.encoder_norm, taps)
 
+    @replayed
     def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
         """windows [B,T,S], 16 kHz -> features [B,T,D], taps [B,T,L*D]."""
         if windows.ndim != 3:

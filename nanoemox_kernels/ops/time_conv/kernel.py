@@ -35,8 +35,8 @@ def _time_conv(
             seen = mask_r & (first + tap >= 0) & (first + tap < T)
         mask_c = offs_c < C
         x = tl.load(
-            rows[:, None] + (tap.to(tl.int64) * stride_xt + offs_c)[None, :], mask=seen[:, None] & mask_c[None, :],
-            other=0.0,
+            rows[:, None] + (tap * tl.cast(stride_xt, tl.int64) + offs_c)[None, :],
+            mask=seen[:, None] & mask_c[None, :], other=0.0,
         )
         w = tl.load(weight[:, None] + (tap * C + offs_c)[None, :], mask=mask_n[:, None] & mask_c[None, :], other=0.0)
         acc = tl.dot(x, tl.trans(w), acc, input_precision="ieee")
