@@ -1,6 +1,7 @@
 """HuBERT up to the last layer that is read; time means are summed as the layers finish."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -117,6 +118,8 @@ class _Convolution(nn.Module):
 class _PositionalConvolution(nn.Module):
     """The grouped convolution along time that tells positions apart: a product a group, weight norm multiplied out."""
 
+    groups: Sequence[PackedLinear]
+
     def __init__(self, config: AudioConfig, weights: Weights):
         super().__init__()
         self.kernel, self.activation = config.position_kernel, config.conv_activation
@@ -125,9 +128,8 @@ class _PositionalConvolution(nn.Module):
         weight = torch._weight_norm(direction.float(), gain.float(), 2).to(direction.dtype)
         rows = weight.transpose(1, 2).flatten(1).chunk(config.position_groups)
         biases = weights.take("bias").chunk(config.position_groups)
-        self.groups = nn.ModuleList(
-            PackedLinear(row, bias, config.conv_activation) for row, bias in zip(rows, biases, strict=True)
-        )
+        products = [PackedLinear(row, bias, config.conv_activation) for row, bias in zip(rows, biases, strict=True)]
+        self.groups = nn.ModuleList(products)  # type: ignore[assignment]
 
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden [n,T,D] -> [n,T,D]."""
@@ -148,12 +150,13 @@ class _PositionalConvolution(nn.Module):
 
     def _whole(self) -> tuple[Tensor, Tensor]:
         """Weights and biases of all groups, one after the other, the groups' own being views of them."""
-        first, kept = self.groups[0].bias, self._kept
+        rows = [(group.plain(), cast(Tensor, group.bias)) for group in self.groups]
+        (_, first), kept = rows[0], self._kept
         if kept is None or (kept[1].device, kept[1].dtype) != (first.device, first.dtype):
-            kept = torch.cat([g.plain() for g in self.groups]), torch.cat([g.bias for g in self.groups])
+            kept = torch.cat([weight for weight, _ in rows]), torch.cat([bias for _, bias in rows])
             self._kept, bounds = kept, [t.chunk(len(self.groups)) for t in kept]
             for group, weight, bias in zip(self.groups, *bounds, strict=True):
-                if group.weight is not None:
+                if group.weight is not None and group.bias is not None:
                     group.weight.data, group.bias.data = weight, bias
         return kept
 

@@ -43,7 +43,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple:
     with torch.enable_grad():  # training is rare: differentiate the definition, keep no second kernel
         given = [None if t is None else t.detach().requires_grad_() for t in ctx.saved_tensors]
         qkv, bias, padding = given
-        out = reference.window_attn(qkv, bias, padding, *ctx.sizes)
+        out = reference.window_attn(qkv, bias, padding, *ctx.sizes)  # type: ignore[arg-type]
         found = iter(torch.autograd.grad(out, [t for t in given if t is not None], grad, allow_unused=True))
         return (*(None if t is None else next(found) for t in given), None, None, None, None)
 
