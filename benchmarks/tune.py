@@ -23,7 +23,14 @@ SPACE = {
     "rows_linear": {"BLOCK_R": [16, 32], "BLOCK_N": [16, 32, 64], "BLOCK_K": [64, 128], "num_warps": [2, 4]},
     "residual_norm": {"num_warps": [1, 2, 4, 8]},
     "tap_pool": {"BLOCK_D": [128, 256, 512], "BLOCK_N": [32, 64, 128], "num_warps": [1, 2, 4]},
-}
+    "window_attn": {"num_warps": [2, 4, 8]},
+    "time_conv": {
+        "BLOCK_R": [64, 128], "BLOCK_N": [64], "BLOCK_K": [32, 64], "num_warps": [4, 8], "num_stages": [2, 3, 4],
+    },
+    "time_conv_wide": {
+        "BLOCK_R": [64, 128], "BLOCK_N": [128, 256], "BLOCK_K": [32, 64], "num_warps": [4, 8], "num_stages": [3, 4],
+    },
+}  # fmt: skip
 
 
 def tensor(*size: int) -> torch.Tensor:
@@ -54,7 +61,21 @@ def calls(B: int) -> dict[str, list]:
     def run_pool():
         return nk.tap_pool_(out, hidden, 0.25, "mean")
 
+    qkv, bias = tensor(B * T, 14 * 14, 3 * H), tensor(16, 64, 64)
+    row, filters, front = tensor(B * T, 99, D), tensor(D, 128 * 64), tensor(H, 3 * H)
+    wave = tensor(B * T, 3199, H)
+
+    def run_windows():
+        return nk.window_attn(qkv, bias, 14, 14, window=7, shift=3)
+
+    def run_positions():
+        return nk.time_conv(row, filters, weight, kernel=128, padding=64, trim=1, gelu=True)
+
+    def run_front():
+        return nk.time_conv(wave, front, kernel=3, stride=2)
+
     return {
+        "window_attn": [run_windows], "time_conv": [run_positions], "time_conv_wide": [run_front],
         "gate_hidden": [run_gate], "gate_combine": [run_gate], "xattn_context": [run_xattn], "rows_linear": [run_xattn],
         "residual_norm": [run_norm], "tap_pool": [run_pool],
     }  # fmt: skip

@@ -7,6 +7,8 @@ from .ops.expert_gate.op import expert_gate
 from .ops.feature_taps.op import Tap, feature_taps_, tap_pool_
 from .ops.temporal_xattn.op import temporal_xattn
 from .ops.temporal_xattn.reference import FoldedTemporalXattn, TemporalXattnWeights, fold_temporal_xattn
+from .ops.time_conv.op import time_conv
+from .ops.window_attn.op import window_attn
 
 __all__ = [
     "ExpertFusionWeights",
@@ -22,4 +24,6 @@ __all__ = [
     "status",
     "tap_pool_",
     "temporal_xattn",
+    "time_conv",
+    "window_attn",
 ]

@@ -2,10 +2,12 @@
 
 import json
 import re
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 _FOLDER = Path(__file__).parent / "configs"
 
@@ -30,9 +32,19 @@ def _of(device: int) -> dict[str, dict[str, int]]:
     return load(torch.cuda.get_device_name(device))
 
 
-_available = cache(torch.cuda.is_available)  # asked anew it would cost more than the rest of a launch's Python
+# Asked anew at every launch these would cost more than the rest of its Python.
+_count = cache(lambda: torch.cuda.device_count() if torch.cuda.is_available() else 0)
+_HERE = nullcontext()
 
 
 def tuned(kernel: str) -> dict[str, int]:
     """Settings of a kernel on the current GPU."""
-    return (_of(torch.cuda.current_device()) if _available() else load(""))[kernel]
+    count = _count()
+    if count == 1:
+        return _of(0)[kernel]
+    return (_of(torch.cuda.current_device()) if count else load(""))[kernel]
+
+
+def on_device_of(tensor: Tensor) -> AbstractContextManager:
+    """Launches go to the tensor's GPU, not the current one; where there is one at most, nothing is to be done."""
+    return _HERE if _count() < 2 else torch.cuda.device_of(tensor)

@@ -65,6 +65,8 @@ def cases() -> Iterator[Case]:
     from .ops.expert_gate.kernel import _gate_combine, _gate_hidden
     from .ops.feature_taps.kernel import _residual_norm, _tap_pool
     from .ops.temporal_xattn.kernel import _rows_linear, _xattn_context
+    from .ops.time_conv.kernel import _time_conv
+    from .ops.window_attn.kernel import _window_attn
 
     E, T, H = 3, 8, 512
     yield Case(
@@ -155,6 +157,26 @@ def cases() -> Iterator[Case]:
              stride_hn=1024, stride_hd=1, MEAN=True, **tuned("tap_pool")),
         2 * 8 * 99 * 1024 + 2 * 4 * 8 * 1024,
     )  # fmt: skip
+    C, h, side, window = 512, 16, 14, 7  # the longest of Swin's stages, 8 frames; shifted and not
+    for shift in (0, 3):
+        yield Case(
+            f"window_attn{' shifted' * bool(shift)}", _window_attn,
+            dict(out_ptr=BF16, qkv_ptr=BF16, bias_ptr=BF16, padding_ptr=BF16, height=side, width=side, C=C, scale=0.17,
+                 stride_xn=3 * C * side**2, stride_xt=3 * C, stride_bh=64 * 64, stride_bm=64, HEADS=h, D=C // h,
+                 WINDOW=window, SHIFT=shift, PADDED=False, WHOLE=True, BLOCK_N=64, BLOCK_D=32, **tuned("window_attn")),
+            2 * (8 * side**2 * 4 * C + h * 64 * 64),
+        )  # fmt: skip
+    # time_conv: HuBERT's second layer and its positions, one clip
+    for name, T, after, C, N, kernel, stride, pad, groups in (
+        ("time_conv", 99, 99, 64, 64, 128, 1, 64, 16), ("time_conv_wide", 6399, 3199, 512, 512, 3, 2, 0, 1),
+    ):  # fmt: skip
+        yield Case(
+            name, _time_conv,
+            dict(out_ptr=BF16, x_ptr=BF16, weight_ptr=BF16, bias_ptr=BF16, R=8 * after, T=T, AFTER=after, N=N,
+                 OUT=N * groups, stride_xn=T * C * groups, stride_xt=C * groups, C=C, KERNEL=kernel, STRIDE=stride,
+                 PADDING=pad, HAS_BIAS=True, GELU=groups > 1, **tuned(name)),
+            2 * (8 * T * C * groups + N * groups * (kernel * C + 1) + 8 * after * N * groups),
+        )  # fmt: skip
 
 
 def specialise(kernel: Any, arguments: dict[str, Any]) -> tuple[Any, dict[str, int]]:

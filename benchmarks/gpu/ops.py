@@ -11,6 +11,8 @@ from nanoemox_kernels.ops.expert_fusion import reference as fusion
 from nanoemox_kernels.ops.expert_gate import reference as gate
 from nanoemox_kernels.ops.feature_taps import reference as taps
 from nanoemox_kernels.ops.temporal_xattn import reference as xattn
+from nanoemox_kernels.ops.time_conv import reference as conv
+from nanoemox_kernels.ops.window_attn import reference as windows
 
 Function = Callable[..., tuple[Tensor, ...]]
 
@@ -43,9 +45,14 @@ class Sizes:
     P: int = 768  # face projector
     vision: int = 257  # rows of a frame
     audio: int = 99  # rows of a window
+    stage: tuple[int, int, int] = (14, 14, 16)  # the longest of Swin's stages: height, width, heads of 32
+    group: int = 64  # channels of a group of the positional convolution
+    front: int = 512  # channels of the front end
 
 
-SMALL = Sizes(T=5, D=96, H=72, W=40, C=40, M=3, P=56, vision=17, audio=9)  # masks of every kind
+SMALL = Sizes(
+    T=5, D=96, H=72, W=40, C=40, M=3, P=56, vision=17, audio=9, stage=(9, 8, 3), group=20, front=24
+)  # masks of every kind
 
 
 def compiled(function: Callable) -> Callable:
@@ -60,7 +67,7 @@ def cases(B: int, dtype: torch.dtype, sizes: Sizes | None = None, device: str = 
     def tensor(*size: int) -> Tensor:
         return (torch.randn(size, generator=random) * size[-1] ** -0.5).to(dtype).to(device)
 
-    for make in (_gate, _fusion, _xattn, _taps):
+    for make in (_gate, _fusion, _xattn, _taps, _windows, _conv):
         yield from make(B, s, tensor)
 
 
@@ -149,3 +156,52 @@ def _taps(B: int, s: Sizes, tensor: Callable[..., Tensor]) -> Iterator[Case]:
         }
         moved = R * D * (rows * hidden.itemsize + 8)  # hidden read; the fp32 slice read and written
         yield Case(f"tap_pool_ {select}", inputs, functions, moved, R * D * rows)
+
+
+def _windows(B: int, s: Sizes, tensor: Callable[..., Tensor]) -> Iterator[Case]:
+    """A shifted layer; PyTorch's ways run the definition, which rolls and cuts the map."""
+    (height, width, heads), n, window, shift = s.stage, B * s.T, 7, 3
+    C = 32 * heads
+    inputs = [tensor(n, height * width, 3 * C), tensor(heads, 64, 64), tensor(3 * C)]
+    fused = compiled(windows.window_attn)
+    functions = {
+        "ours": lambda q, b, p: (nk.window_attn(q, b, height, width, window=window, shift=shift, padding=p),),
+        "eager": lambda q, b, p: (windows.window_attn(q, b, p, height, width, window, shift),),
+        "compiled": lambda q, b, p: (fused(q, b, p, height, width, window, shift),),
+    }
+    cost = windows.cost(n, height, width, C, heads, window, itemsize=inputs[0].itemsize)
+    yield Case("window_attn", inputs, functions, *cost)
+
+
+def _conv(B: int, s: Sizes, tensor: Callable[..., Tensor]) -> Iterator[Case]:
+    """HuBERT's positions and the longest layer of its front end but the first; PyTorch's ways use its convolution."""
+    n, groups, k, gelu = B * s.T, 16, 128, True
+    for name, T, C, G, size in (
+        ("positions", s.audio, s.group, groups, (k, 1, k // 2, 1, gelu)),
+        ("front end", 64 * s.audio + 63, s.front, 1, (3, 2, 0, 0, not gelu)),
+    ):
+        kernel, stride, padding, trim, act = size
+        if B > 8 and name == "front end":  # 27 GB for the definition's copies
+            continue
+        inputs = [tensor(n, T, C * G), tensor(C * G, kernel * C), tensor(C * G)]
+        fused = compiled(_convolve)
+        functions = {
+            "ours": lambda x, w, b, z=size: (
+                nk.time_conv(x, w, b, kernel=z[0], stride=z[1], padding=z[2], trim=z[3], gelu=z[4]),
+            ),
+            "eager": lambda x, w, b, z=size: (_convolve(x, w, b, *z),),
+            "compiled": lambda x, w, b, z=size, fused=fused: (fused(x, w, b, *z),),
+        }
+        cost = conv.cost(n, T, C * G, C * G, kernel, stride, G, padding, trim, itemsize=inputs[0].itemsize)
+        yield Case(f"time_conv {name}", inputs, functions, *cost)
+
+
+def _convolve(
+    x: Tensor, weight: Tensor, bias: Tensor, kernel: int, stride: int, padding: int, trim: int, gelu: bool
+) -> Tensor:
+    """The definition in the dtype of x."""
+    filters = weight.unflatten(1, (kernel, -1)).transpose(1, 2)
+    groups = x.shape[2] // filters.shape[1]
+    out = torch.nn.functional.conv1d(x.transpose(1, 2), filters, bias, stride, padding, groups=groups)
+    out = out[..., : out.shape[2] - trim].transpose(1, 2)
+    return torch.nn.functional.gelu(out) if gelu else out

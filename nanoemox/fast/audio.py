@@ -1,22 +1,24 @@
 """HuBERT up to the last layer that is read; time means are summed as the layers finish."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanoemox_kernels import Tap
+from nanoemox_kernels import Tap, time_conv
 
 from ..config import AudioConfig
 from ..encoders.audio import AudioEncoder
 from .attention import pieces
-from .linear import PackedLinear, activate_
+from .graphs import Replayed, replayed
+from .linear import PackedLinear, activate_, has_fused_ops
 from .transformer import MLP, Block, run_post_norm, run_pre_norm, self_attention
 from .weights import Weights, pack
 
 
-class FastAudio(AudioEncoder):
+class FastAudio(Replayed, AudioEncoder):
     """AudioEncoder on the official tensors under `acoustic_encoder.model.`."""
 
     blocks: Sequence[Block]
@@ -63,6 +65,7 @@ class FastAudio(AudioEncoder):
         run = run_pre_norm if self.config.stable_layer_norm else run_post_norm
         run(hidden, self.position(hidden), self.blocks, self.encoder_norm, taps)
 
+    @replayed
     def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
         """windows [B,T,S], 16 kHz -> features [B,T,D], taps [B,T,L*D]."""
         if windows.ndim != 3:
@@ -97,7 +100,13 @@ class _Convolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [n,T,in] -> [n,T',out]."""
-        x = self.product(x.unfold(1, self.kernel, self.stride).transpose(2, 3).flatten(2))
+        if has_fused_ops(x) and x.shape[2] > 1:  # rows of the product are read where they lie
+            weight, bias, after = self.product.plain(), self.product.bias, self.product.activation
+            gelu = after == "gelu"
+            x = time_conv(x, weight, bias, kernel=self.kernel, stride=self.stride, gelu=gelu)
+            x = x if gelu else activate_(x, after)
+        else:
+            x = self.product(x.unfold(1, self.kernel, self.stride).transpose(2, 3).flatten(2))
         if self.norm is not None and self.over_time:
             x = F.group_norm(x.transpose(1, 2), x.shape[2], self.norm.weight, self.norm.bias, self.norm.eps)
             x = x.transpose(1, 2).contiguous()
@@ -109,20 +118,28 @@ class _Convolution(nn.Module):
 class _PositionalConvolution(nn.Module):
     """The grouped convolution along time that tells positions apart: a product a group, weight norm multiplied out."""
 
+    groups: Sequence[PackedLinear]
+
     def __init__(self, config: AudioConfig, weights: Weights):
         super().__init__()
-        self.kernel = config.position_kernel
+        self.kernel, self.activation = config.position_kernel, config.conv_activation
+        self._kept: tuple[Tensor, Tensor] | None = None
         gain, direction = (weights.take(f"parametrizations.weight.original{i}") for i in (0, 1))
         weight = torch._weight_norm(direction.float(), gain.float(), 2).to(direction.dtype)
         rows = weight.transpose(1, 2).flatten(1).chunk(config.position_groups)
         biases = weights.take("bias").chunk(config.position_groups)
-        self.groups = nn.ModuleList(
-            PackedLinear(row, bias, config.conv_activation) for row, bias in zip(rows, biases, strict=True)
-        )
+        products = [PackedLinear(row, bias, config.conv_activation) for row, bias in zip(rows, biases, strict=True)]
+        self.groups = nn.ModuleList(products)  # type: ignore[assignment]
 
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden [n,T,D] -> [n,T,D]."""
         T, D = hidden.shape[1:]
+        if has_fused_ops(hidden):
+            gelu = self.activation == "gelu"
+            weight, bias = self._whole()
+            ends = {"padding": self.kernel // 2, "trim": 1 - self.kernel % 2}
+            out = time_conv(hidden, weight, bias, kernel=self.kernel, gelu=gelu, **ends)
+            return out if gelu else activate_(out, self.activation)
         width = D // len(self.groups)
         padded = F.pad(hidden, (0, 0, self.kernel // 2, self.kernel // 2))
         out = torch.empty_like(hidden)
@@ -130,6 +147,18 @@ class _PositionalConvolution(nn.Module):
             views = channels.contiguous().unfold(1, self.kernel, 1)[:, :T].transpose(2, 3).flatten(2)
             into.copy_(product(views))
         return out
+
+    def _whole(self) -> tuple[Tensor, Tensor]:
+        """Weights and biases of all groups, one after the other, the groups' own being views of them."""
+        rows = [(group.plain(), cast(Tensor, group.bias)) for group in self.groups]
+        (_, first), kept = rows[0], self._kept
+        if kept is None or (kept[1].device, kept[1].dtype) != (first.device, first.dtype):
+            kept = torch.cat([weight for weight, _ in rows]), torch.cat([bias for _, bias in rows])
+            self._kept, bounds = kept, [t.chunk(len(self.groups)) for t in kept]
+            for group, weight, bias in zip(self.groups, *bounds, strict=True):
+                if group.weight is not None and group.bias is not None:
+                    group.weight.data, group.bias.data = weight, bias
+        return kept
 
 
 def _block(config: AudioConfig, weights: Weights) -> Block:

@@ -11,13 +11,14 @@ from nanoemox_kernels import FoldedTemporalXattn, TemporalXattnWeights, fold_tem
 from ..config import FaceConfig
 from ..encoders.face import _IMAGENET_MEAN, _IMAGENET_STD, FaceEncoder
 from .attention import pieces
+from .graphs import Replayed, replayed
 from .swin import Stage
 from .weights import Buffers, Weights, pack
 
 _PATCH = 4
 
 
-class FastFace(FaceEncoder):
+class FastFace(Replayed, FaceEncoder):
     """FaceEncoder on the official tensors under `facial_encoder.facexformer.`."""
 
     pyramid: Sequence[Stage]
@@ -27,6 +28,7 @@ class FastFace(FaceEncoder):
     def __init__(self, config: FaceConfig, weights: Weights):
         nn.Module.__init__(self)
         self.config = config
+        self.replays = not config.imagenet_normalize  # it copies constants from the host
         backbone = weights.under("backbone.0.")
         self.patches = pack(backbone.take("0.0.weight").flatten(1), backbone.take("0.0.bias"))
         self.norm = backbone.norm("0.2")
@@ -47,6 +49,7 @@ class FastFace(FaceEncoder):
         tiles = pixels.unflatten(3, (-1, _PATCH)).unflatten(2, (-1, _PATCH)).permute(0, 2, 4, 1, 3, 5)
         return self.norm(self.patches(tiles.flatten(3).flatten(1, 2))), tiles.shape[1], tiles.shape[2]
 
+    @replayed
     def forward(self, frames: Tensor) -> Tensor:
         """frames [B,T,3,H,W] in 0..255 -> [B,T,feature_size]."""
         if frames.ndim != 5 or frames.shape[2] != 3:

@@ -27,6 +27,11 @@ def multiplies_packed(device: torch.device, dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def has_fused_ops(x: Tensor) -> bool:
+    """Whether the ops that save a GPU its passes over memory serve x; a CPU is quicker with oneDNN's products."""
+    return x.device.type == "cuda"
+
+
 def activate_(x: Tensor, activation: str) -> Tensor:
     """One of ACTIVATIONS, in place where PyTorch can; returns the result."""
     name, algorithm = ACTIVATIONS[activation]

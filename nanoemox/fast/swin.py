@@ -1,12 +1,15 @@
-"""Swin's stages on index maps: windows are gathered and put back by row, biases are expanded at load."""
+"""Swin's stages, biases expanded at load: on index maps, windows gathered and put back by row, or on a fused op."""
 
 from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanoemox_kernels import window_attn
+
 from ..config import FaceConfig
 from .attention import attend
+from .linear import has_fused_ops
 from .transformer import MLP, Block, step
 from .weights import Linear, Weights
 from .windows import relative_positions, shift_mask, window_maps
@@ -67,18 +70,32 @@ class WindowAttention(nn.Module):
         pairs = table[relative_positions(window).to(table.device)]
         self.register_buffer("bias", pairs.view(1, window**2, window**2, heads).movedim(-1, 1).contiguous())
         self._masked: tuple[tuple, Tensor] | None = None
+        self._tile: Tensor | None = None
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
         """x [n,h*w,C] -> [n,h*w,C]."""
         if min(height, width) < self.window:
             raise ValueError(f"frames too small: a map of {height}x{width} holds no window of {self.window}")
         shift = self.shift if min(height, width) > self.window else 0
+        if has_fused_ops(x):
+            qkv, padding = self.qkv(x), self.qkv.bias
+            return self.out(
+                window_attn(qkv, self._tiled_bias(), height, width, window=self.window, shift=shift, padding=padding)
+            )
         index, inverse = window_maps(height, width, self.window, shift, x.device)
         rows = F.pad(x, (0, 0, 0, 1)) if len(index) > len(inverse) else x
         windows = rows.index_select(1, index).view(-1, self.window**2, x.shape[2])
         q, k, v = self.qkv(windows).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         bias = self._masked_bias(height, width) if shift else self.bias
         return self.out(attend(q, k, v, bias)).view(len(x), len(index), -1).index_select(1, inverse)
+
+    def _tiled_bias(self) -> Tensor:
+        """[heads,N,N], N a power of two from the window's positions on: what the fused op reads in wide loads."""
+        bias, kept = self.bias[0], self._tile
+        if kept is None or (kept.device, kept.dtype) != (bias.device, bias.dtype):
+            more = (1 << (self.window**2 - 1).bit_length()) - self.window**2
+            self._tile = kept = F.pad(bias, (0, more, 0, more))
+        return kept
 
     def _masked_bias(self, height: int, width: int) -> Tensor:
         """[windows,heads,window**2,window**2]; kept for the next call, frames rarely change their size."""

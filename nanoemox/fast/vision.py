@@ -10,13 +10,14 @@ from nanoemox_kernels import Tap
 from ..config import VisionConfig
 from ..encoders.vision import VisionEncoder
 from .attention import pieces
+from .graphs import Replayed, replayed
 from .transformer import MLP, Block, first_row_attention, run_pre_norm, self_attention, step
 from .weights import Weights, pack
 
 _QUICK = 1.702
 
 
-class FastVision(VisionEncoder):
+class FastVision(Replayed, VisionEncoder):
     """VisionEncoder on the official tensors under `visual_encoder.model.vision_model.`."""
 
     blocks: Sequence[Block]  # all but the last
@@ -69,6 +70,7 @@ class FastVision(VisionEncoder):
             update = last.mlp(step(rows, last.attention(y), last.norm2))
             step(rows, update, None, taps(max(self.read)))
 
+    @replayed
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """frames [B,T,3,H,W] in 0..255 -> features [B,T,D], taps [B,T,L*D]."""
         B, T = frames.shape[:2]

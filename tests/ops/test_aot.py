@@ -30,13 +30,15 @@ def test_every_kernel_compiles_for_every_target_without_spills(rows):
 PLANNED = dict.fromkeys(
     ["xattn hidden", "xattn tokens", "fusion_attend", "fusion_last", "fusion_gate", "fusion_token"], 0.2
 )
+WIDE = {"time_conv": 192, "time_conv_wide": 192}  # registers: their tiles of sums are large, so that operands are few
+PLANNED |= dict.fromkeys(WIDE, 0.15)
 
 
 def test_resources_on_the_4090(rows):
     for row in (row for row in rows if row["arch"] == "sm_89"):
         assert (
             row["shared"] <= 99 * 1024
-            and row["registers"] <= 128
+            and row["registers"] <= WIDE.get(row["kernel"], 128)
             and row["occupancy"] >= PLANNED.get(row["kernel"], 0.4)
         ), row
         # The streaming operands come in 16-byte loads; xattn_context has three loads in all, two of them wide.

@@ -90,6 +90,37 @@ def pool_call(select):
     return call
 
 
+def windows_inputs(s, dtype, device):
+    heads, size, side = (16, 32, 14) if s is MODEL else (3, 5, 9)
+    C = heads * size
+    return [random((s.B, side * side, 3 * C), dtype, device), random((heads, 49, 49), dtype, device),
+            random((3 * C,), dtype, device)]  # fmt: skip
+
+
+def windows_call(qkv, bias, padding):
+    side = int(qkv.shape[1] ** 0.5)
+    return (nk.window_attn(qkv, bias, side, side, window=7, shift=3, padding=padding),)
+
+
+def conv_inputs(s, dtype, device):
+    w, C, kernel = weight(dtype, device), (64 if s is MODEL else 5), (128 if s is MODEL else 3)
+    return [random((s.B, 99, 16 * C), dtype, device), w(16 * C, kernel * C), w(16 * C)]
+
+
+def conv_call(x, weight, bias):
+    kernel = weight.shape[1] * 16 // x.shape[2]
+    return (nk.time_conv(x, weight, bias, kernel=kernel, padding=kernel // 2, trim=1 - kernel % 2, gelu=True),)
+
+
+def front_inputs(s, dtype, device):
+    w, C = weight(dtype, device), (512 if s is MODEL else 20)
+    return [random((s.B, 399, C), dtype, device), w(C, 3 * C), w(C)]
+
+
+def front_call(x, weight, bias):
+    return (nk.time_conv(x, weight, bias, kernel=3, stride=2),)
+
+
 OPS = {
     "expert_gate": Op(gate_inputs, nk.expert_gate),
     "expert_gate pooled": Op(gate_inputs, lambda *t: nk.expert_gate(*t, pooled=True)),
@@ -98,6 +129,9 @@ OPS = {
     "feature_taps_": Op(taps_inputs, taps_call),
     "tap_pool_ mean": Op(pool_inputs, pool_call("mean")),
     "tap_pool_ cls": Op(pool_inputs, pool_call("cls")),
+    "window_attn": Op(windows_inputs, windows_call),
+    "time_conv positions": Op(conv_inputs, conv_call),
+    "time_conv front end": Op(front_inputs, front_call),
 }
 
 
@@ -199,3 +233,28 @@ def test_machine_code_for_sm_89(op, sizes, dtype, device, monkeypatch):
     monkeypatch.setattr(JITFunction, "run", run)
     op.call(*values)
     assert launched
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("part", ["vision", "audio", "face"])
+def test_encoders_replay_their_graphs(part):
+    """Other inputs, another shape in between, a move: always what the plain forward gives."""
+    import nanoemox
+
+    encoder = getattr(nanoemox.load("demo", fast=True, dtype="float32", device="cuda"), part)
+    shape = (1, 2, 32000) if part == "audio" else (1, 2, 3, 224, 224)
+    inputs = [torch.rand(shape, device="cuda") for _ in range(4)]
+
+    def tensors(out):
+        return out if isinstance(out, tuple) else (out,)
+
+    for moved in (False, True):
+        if moved:
+            encoder.to(torch.bfloat16)
+        got = [tensors(encoder(x)) for x in (*inputs, inputs[0][:, :1], *inputs)][-4:]
+        assert any(held is not None for held in encoder._graphs._kept.values())
+        encoder.replays = False
+        for out, x in zip(got, inputs, strict=True):
+            for g, w in zip(out, tensors(encoder(x)), strict=True):
+                torch.testing.assert_close(g, w, rtol=1e-2 if moved else 1e-4, atol=1e-2 if moved else 1e-4)
+        encoder.replays = True

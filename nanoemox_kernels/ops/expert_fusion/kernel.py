@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..._tuning import tuned
+from ..._tuning import on_device_of, tuned
 from .._dot import dot, gelu, rows_dot
 from ..temporal_xattn.kernel import _rows_linear
 from .reference import FoldedExpertFusion
@@ -302,7 +302,7 @@ def expert_fusion_fwd(
         return token, gates, attention
     rows, qkv, residual = empty(B * (TA + TV), E, H), empty(B * (TA + 2 * TV), E, H), empty(B, TA, E, H)
     hidden, pooled, experts, gate_hidden = empty(B, E, H), empty(B, E, H), empty(B, E, H), empty(B, H)
-    with torch.cuda.device_of(token):  # the tensors' GPU, not the current one
+    with on_device_of(token):  # the tensors' GPU, not the current one
         use = tuned("fusion_project")
         tiles = sum(cdiv(B * T * E, use["BLOCK_R"]) for T in (TA, TV))
         _fusion_project[(tiles, cdiv(H, use["BLOCK_N"]))](

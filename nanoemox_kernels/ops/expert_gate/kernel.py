@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..._tuning import tuned
+from ..._tuning import on_device_of, tuned
 
 
 @triton.jit
@@ -89,7 +89,7 @@ def expert_gate_fwd(
         return out, gates
     hidden = torch.empty(B, H, dtype=torch.float32, device=experts.device)
     first, second = tuned("gate_hidden"), tuned("gate_combine")
-    with torch.cuda.device_of(out):  # the tensors' GPU, not the current one
+    with on_device_of(out):  # the tensors' GPU, not the current one
         _gate_hidden[(B, triton.cdiv(H, first["BLOCK_N"]))](
             hidden, experts, w1, b1, T, H, E * H, *experts.stride()[:3], w1.stride(0), **first
         )

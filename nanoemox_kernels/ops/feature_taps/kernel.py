@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..._tuning import tuned
+from ..._tuning import on_device_of, tuned
 
 
 @triton.jit
@@ -76,7 +76,7 @@ def residual_norm_fwd(
     if update is not None and update.stride(-1) != 1:
         update = update.contiguous()
     weight, bias = (t if t is None else t.contiguous() for t in (weight, bias))
-    with torch.cuda.device_of(y):
+    with on_device_of(y):
         _residual_norm[(R * N,)](
             y, work, work if update is None else update, y if weight is None else weight, y if bias is None else bias,
             N, D, eps, *work.stride()[:2], *(work if update is None else update).stride()[:2],
@@ -94,7 +94,7 @@ def tap_pool_fwd(out: Tensor, hidden: Tensor, weight: float, mean: bool) -> None
     if out.numel() == 0:
         return
     settings = tuned("tap_pool" if mean else "tap_row")
-    with torch.cuda.device_of(out):
+    with on_device_of(out):
         _tap_pool[(R, triton.cdiv(D, settings["BLOCK_D"]))](
             out, hidden, weight, N, D, *out.stride(), *hidden.stride(), MEAN=mean, **settings
         )

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..._tuning import tuned
+from ..._tuning import on_device_of, tuned
 from .._dot import gelu, rows_dot
 from .reference import FoldedTemporalXattn
 
@@ -72,7 +72,7 @@ def temporal_xattn_fwd(x: Tensor, weights: FoldedTemporalXattn) -> tuple[Tensor,
     context = torch.empty(B, M, heads, C, dtype=torch.float32, device=x.device)
     hidden = torch.empty(B, M, P, dtype=torch.float32, device=x.device)
     rows, settings = B * M, tuned("rows_linear")
-    with torch.cuda.device_of(out):
+    with on_device_of(out):
         _xattn_context[(B, M, heads)](
             context, attention, x, scores, T, C, M, *x.stride()[:2],
             HEADS=heads, BLOCK_T=triton.next_power_of_2(T), BLOCK_C=triton.next_power_of_2(C), **tuned("xattn_context"),

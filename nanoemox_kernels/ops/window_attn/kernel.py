@@ -1,0 +1,97 @@
+"""Triton kernel of window_attn: one window and head a program, rows found by arithmetic on the unshifted map."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..._tuning import on_device_of, tuned
+
+
+@triton.jit
+def _rows_of(qkv_ptr, padding_ptr, row, real, inside, offs_d, stride_t, D: tl.constexpr, PADDED: tl.constexpr):
+    """[BLOCK_N,BLOCK_D] of one head's queries, keys or values; positions outside of the map are padding rows."""
+    mask_d = (offs_d < D)[None, :]
+    x = tl.load(qkv_ptr + row[:, None] * stride_t + offs_d[None, :], mask=inside[:, None] & mask_d, other=0.0)
+    if PADDED:
+        outside = tl.load(
+            padding_ptr + (row * 0)[:, None] + offs_d[None, :], mask=(real & ~inside)[:, None] & mask_d, other=0.0
+        )
+        x = tl.where(inside[:, None], x, outside.to(x.dtype))
+    return x
+
+
+@triton.jit(do_not_specialize=["height", "width"])
+def _window_attn(
+    out_ptr, qkv_ptr, bias_ptr, padding_ptr,
+    height, width, C, scale,
+    stride_xn, stride_xt, stride_bh, stride_bm,
+    HEADS: tl.constexpr, D: tl.constexpr, WINDOW: tl.constexpr, SHIFT: tl.constexpr, PADDED: tl.constexpr,
+    WHOLE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):
+    """WHOLE: the bias fills the tile and is read without a mask, in wide loads."""
+    pid = tl.program_id(0)
+    head, place = (pid % HEADS).to(tl.int64), pid // HEADS
+    down, across = tl.cdiv(height, WINDOW), tl.cdiv(width, WINDOW)
+    item, w = (place // (down * across)).to(tl.int64), place % (down * across)
+    offs_n, offs_d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
+    real = offs_n < WINDOW * WINDOW
+    y = (w // across) * WINDOW + offs_n // WINDOW  # in the shifted map
+    x = (w % across) * WINDOW + offs_n % WINDOW
+    if SHIFT > 0:
+        below = (y >= (down - 1) * WINDOW).to(tl.int32) + (y >= down * WINDOW - SHIFT).to(tl.int32)
+        beside = (x >= (across - 1) * WINDOW).to(tl.int32) + (x >= across * WINDOW - SHIFT).to(tl.int32)
+        region = below * 3 + beside
+        y = y + SHIFT
+        y = tl.where(y >= down * WINDOW, y - down * WINDOW, y)
+        x = x + SHIFT
+        x = tl.where(x >= across * WINDOW, x - across * WINDOW, x)
+    inside = real
+    if PADDED:
+        inside = real & (y < height) & (x < width)
+    row = (y * width + x).to(tl.int64)
+    start, pad = qkv_ptr + item * stride_xn + head * D, padding_ptr + head * D
+    q = _rows_of(start, pad, row, real, inside, offs_d, stride_xt, D, PADDED)
+    k = _rows_of(start + C, pad + C, row, real, inside, offs_d, stride_xt, D, PADDED)
+    v = _rows_of(start + 2 * C, pad + 2 * C, row, real, inside, offs_d, stride_xt, D, PADDED)
+    pairs = bias_ptr + head * stride_bh + offs_n[:, None] * stride_bm + offs_n[None, :]
+    if WHOLE:  # noqa: SIM108 (a constant decides)
+        bias = tl.load(pairs)
+    else:
+        bias = tl.load(pairs, mask=real[:, None] & real[None, :], other=0.0)
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale + bias.to(tl.float32)
+    if SHIFT > 0:
+        scores += tl.where(region[:, None] == region[None, :], 0.0, -100.0)
+    scores = tl.where(real[None, :], scores, float("-inf"))
+    weights = tl.exp(scores - tl.max(scores, axis=1)[:, None])
+    mixed = tl.dot(weights.to(v.dtype), v, input_precision="ieee") / tl.sum(weights, axis=1)[:, None]
+    to = out_ptr + (item * height * width + row[:, None]) * C + head * D + offs_d[None, :]
+    tl.store(to, mixed.to(out_ptr.dtype.element_ty), mask=inside[:, None] & (offs_d < D)[None, :])
+
+
+def tiles(window: int, size: int) -> tuple[int, int]:
+    """(positions of a window, numbers of a head) as the kernel holds them; a dot wants 16 of each."""
+    return max(triton.next_power_of_2(window**2), 16), max(triton.next_power_of_2(size), 16)
+
+
+def window_attn_fwd(
+    qkv: Tensor, bias: Tensor, padding: Tensor | None, height: int, width: int, window: int, shift: int
+) -> Tensor:
+    n, T, C = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    heads = bias.shape[0]
+    out = torch.empty(n, T, C, dtype=qkv.dtype, device=qkv.device)
+    if out.numel() == 0:
+        return out
+    qkv, bias = (t if t.stride(-1) == 1 else t.contiguous() for t in (qkv, bias))
+    padded = bool(height % window or width % window)
+    if padded:
+        padding = qkv.new_zeros(3 * C) if padding is None else padding.contiguous()
+    size, block = C // heads, tiles(window, C // heads)
+    windows = triton.cdiv(height, window) * triton.cdiv(width, window)
+    with on_device_of(out):
+        _window_attn[(n * windows * heads,)](
+            out, qkv, bias, padding if padded else bias, height, width, C, size**-0.5,
+            *qkv.stride()[:2], *bias.stride()[:2], HEADS=heads, D=size, WINDOW=window, SHIFT=shift, PADDED=padded,
+            WHOLE=bias.shape[1] == block[0], BLOCK_N=block[0], BLOCK_D=block[1], **tuned("window_attn"),
+        )
+    return out
