@@ -119,7 +119,7 @@ setup(
     package_data={
         "nanoemox": ["py.typed"],
         "nanoemox.train": ["configs/*.yaml"],
-        "nanoemox.demo": ["*.json", "*.safetensors", "*.mp4", "README.md"],
+        "nanoemox.demo": ["*.json", "*.safetensors", "*.mp4", "*.srt", "README.md"],
         "nanoemox_kernels": ["py.typed", "configs/*.json"],
     },
     ext_modules=extensions,

@@ -17,7 +17,7 @@ from .train.cli import add_parser as add_train_parser
 
 OK, FAILURE, USAGE, WEIGHTS = 0, 1, 2, 4
 _EPILOG = "exit codes: 0 ok, 1 failure, 2 usage, 3 partial result, 4 missing or wrong weights"
-_SAMPLE = Path(__file__).parent / "demo" / "sample.mp4"
+_SAMPLE = Path(__file__).parent / "demo" / "sample.mp4"  # its words lie beside it, in sample.srt
 
 
 class _Parser(argparse.ArgumentParser):
@@ -103,7 +103,7 @@ def _load(args: argparse.Namespace) -> Any:
     from .loading import load
 
     if args.model == "demo":
-        _say("the demo model's weights are random and untrained; what it says means nothing (--model takes a real one)")
+        _say("the demo model knows drawn faces and synthetic voices, nothing about people (--model takes a real one)")
     return load(args.model, fast=not args.no_fast, device=args.device, dtype=args.dtype, quantize=args.quantize)
 
 
@@ -124,10 +124,12 @@ def _run(args: argparse.Namespace) -> int:
     Sampler(args.temperature, args.top_p, args.seed)  # a wrong option is told before anything is read
     if args.max_new_tokens is not None and args.max_new_tokens < 1:
         raise UsageError(f"--max-new-tokens must be at least 1, got {args.max_new_tokens}")
+    subtitle = args.subtitle
     if args.clip is None:
-        _say(f"no clip named, so the sample clip is used: {_SAMPLE.name}")
+        _say(f"no clip named, so the sample clip is used, with its words: {_SAMPLE.name}")
+        subtitle = str(_SAMPLE.with_suffix(".srt")) if subtitle is None else subtitle
     with _progress("reading the clip"):
-        clip = read_clip(args.clip or _SAMPLE, subtitle=args.subtitle, start=args.start, end=args.end)
+        clip = read_clip(args.clip or _SAMPLE, subtitle=subtitle, start=args.start, end=args.end)
     for note in clip.notes:
         _say(f"{clip.source}: {note}")
     with _progress("loading the model"):

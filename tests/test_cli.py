@@ -41,7 +41,7 @@ def test_json(task):
     assert set(reply["model"]) == {"name", "sha256", "dtype", "device", "fast", "quantize"}
     digest = subprocess.run(["sha256sum", ROOT / "nanoemox/demo/model.safetensors"], capture_output=True, text=True)
     assert reply["model"]["sha256"] == digest.stdout.split()[0]
-    assert len(out.stderr.splitlines()) == 1 and "untrained" in out.stderr
+    assert len(out.stderr.splitlines()) == 1 and "drawn faces" in out.stderr
 
 
 def test_all_tasks_and_plain_text(tmp_path):
@@ -93,7 +93,7 @@ def test_info():
 )
 def test_a_mistake_is_one_line(arguments, code, said, tmp_path):
     out = run(*arguments)
-    lines = [line for line in out.stderr.splitlines() if "untrained" not in line]
+    lines = [line for line in out.stderr.splitlines() if "drawn faces" not in line]
     assert out.returncode == code and out.stdout == "", out.stderr
     assert len(lines) == 1 and said in lines[0] and lines[0].startswith("nanoemox"), out.stderr
 

@@ -1,153 +1,201 @@
-"""Makes the embedded bundle from nothing: `python -m nanoemox.demo.make [FOLDER]`.
+"""Makes the embedded demo from nothing: `python -m nanoemox.demo.make [FOLDER] [--seed S] [--clips N] [--work DIR]`.
 
-Tokenizer, seeded weights and the sample clip are the project's own; nothing is downloaded.
+Corpus, tokenizer, encoders, language model, the P2E curriculum and the bundle, on two CPU cores and without a network.
+Every step leaves its result in the work folder and is passed over where that is there, so that a run goes on where
+it was stopped.
 """
 
-import itertools
+import argparse
 import json
-import math
-import sys
+import multiprocessing
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import av
-import numpy as np
 import torch
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
-from tokenizers import Tokenizer as RustTokenizer
 
-from ..bundle import CARD, CONFIG, WEIGHTS, build_empty, shapes, write_safetensors
+from ..bundle import CARD, CONFIG, WEIGHTS
 from ..config import NanoEmoXConfig
-from ..generate import STOP
-from ..prompts import Templates
-from ..tasks import EMOTIONS, MINTREC2_INTENTS, POLARITIES, TASKS
-from ..tokenizer import PLACEHOLDERS
-from ..weights import random_tensor
+from ..data.record import Sample
+from ..media import Clip
+from ..model import NanoEmoX
+from ..tokenizer import Tokenizer
+from ..weights import save_bundle
 
-SEED = 0
-CLIP = "sample.mp4"
-_CARD = """# nanoemox demo
-
-A small configuration of the Nano-EmoX architecture (the same classes, fewer and narrower layers) with a tokenizer and a
-sample clip, all made by this project. **Its weights are seeded random numbers: it has been trained on nothing, and what
-it says means nothing.** It shows that the whole path works, from a media file to an answer, without downloads.
-
-Not for any use on people. Files are rebuilt by `python -m nanoemox.demo.make`. License: MIT.
-"""
+SEED, CLIPS = 0, 1400
+CLIP, WORDS = "sample.mp4", "sample.srt"
+ENCODERS = ("vision", "face", "audio")
+PACKAGE = Path(__file__).parent
 
 
-def corpus() -> list[str]:
-    """Sentences in the words that prompts and answers of the six tasks are made of."""
-    people = ["the person", "the speaker", "the woman", "the man", "he", "she", "they", "I", "you"]
-    feelings = [
-        *EMOTIONS, *POLARITIES, "anxious", "ashamed", "calm", "confused", "contempt", "content", "curious",
-        "disappointed",
-        "embarrassed", "excited", "frustrated", "grateful", "guilty", "hopeful", "hurt", "jealous", "joyful", "lonely",
-        "nervous", "overwhelmed", "proud", "relieved", "serious", "tense", "tired", "upset", "worried",
-    ]  # fmt: skip
-    evidence = [
-        "raises the inner brows", "lowers the brows", "presses the lips together", "smiles with the eyes",
-        "opens the mouth",
-        "wrinkles the nose", "pulls the lip corners down", "looks away", "speaks slowly in a low voice",
-        "the pitch rises",
-        "speaks fast and loud", "the voice trembles", "pauses between the words", "sighs", "laughs",
-        "stays flat and even",
-    ]  # fmt: skip
-    events = [
-        "missed the train", "lost the job", "passed the exam", "had an argument with a friend", "got a present",
-        "moved away",
-        "waited for the doctor", "heard good news", "broke a cup", "won the game", "forgot a birthday",
-        "was left alone",
-    ]  # fmt: skip
-    replies = [
-        "That sounds hard. I am here for you.", "I am sorry to hear that.", "Congratulations, you earned it!",
-        "What would help you most right now?", "It makes sense that you feel this way.", "Take your time.",
-    ]  # fmt: skip
-    lines = [f"{p} feels {f} because {p} {e}." for p, f, e in itertools.product(people, feelings, events)]
-    lines += [f"the face shows that {p} is {f}: {p} {e}, and the voice {e}." for p, f, e in
-              itertools.product(people[:4], feelings, evidence)]  # fmt: skip
-    lines += [
-        f"<think>First, the event is that the speaker {event}.\nSecond, the emotion of the speaker is {feeling}.\n"
-        f"Third, the cause of the emotion is that the speaker {event}.\nFourth, the goal of the response is to comfort "
-        f"or encourage the speaker.</think>\n {reply}"
-        for event, feeling, reply in itertools.product(events, feelings, replies)
-    ]
-    lines += [f"The intent of the person is to {intent}." for intent in MINTREC2_INTENTS] * 20
-    return lines + [*Templates().pieces.values(), *(task.ask() for task in TASKS.values())] * 100
+class Work:
+    """The work folder: what each step makes, and the seconds it took."""
+
+    def __init__(self, folder: Path, seed: int, clips: int):
+        self.folder, self.seed, self.clips, self.test = folder, seed, clips, max(2, clips // 5)
+        self.config = NanoEmoXConfig.preset("demo")
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __getitem__(self, name: str) -> Path:
+        return self.folder / name
+
+    def step(self, name: str, make: Callable[[], Any]) -> None:
+        if name in (seconds := self.seconds()):
+            return
+        began = time.perf_counter()
+        make()
+        seconds[name] = round(time.perf_counter() - began, 1)
+        self["seconds.json"].write_text(json.dumps(seconds, indent=1) + "\n")
+        print(f"{name}: {seconds[name]:.0f} s", flush=True)
+
+    def seconds(self) -> dict[str, float]:
+        file = self["seconds.json"]
+        return json.loads(file.read_text()) if file.is_file() else {}
 
 
-def make_tokenizer(folder: Path, size: int) -> None:
-    """Byte-level BPE, so that any text has ids; `###` is one token wherever it stands."""
-    tokenizer = RustTokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<|im_start|>", "<|im_end|>", *PLACEHOLDERS.values()]
-    tokenizer.train_from_iterator(
-        corpus(),
-        trainers.BpeTrainer(
-            vocab_size=size - 1, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-        ),
-    )
-    tokenizer.add_tokens([AddedToken(STOP, special=False, normalized=False)])
-    tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
-    names = {"bos_token": special[0], "eos_token": special[1], "pad_token": special[1]}
-    (folder / "tokenizer_config.json").write_text(json.dumps(names, indent=1) + "\n")
+def make_corpus(work: Work) -> None:
+    from ..data.synthetic import write_corpus
+    from .arrays import write_arrays
+    from .vocabulary import make_tokenizer, sentences
+
+    for name in ("corpus", "arrays"):
+        shutil.rmtree(work[name], ignore_errors=True)
+    write_corpus(work["corpus"], seed=work.seed, n=work.clips, test=work.test, workers=2)
+    write_arrays(work["corpus"], work["arrays"], work.seed, work.clips, work.test)
+    make_tokenizer(work["tokenizer"], work.config.language.vocab_size, sentences(work["corpus"]))
 
 
-def draw_face(t: float, size: int = 192) -> np.ndarray:
-    """uint8 [size,size,3]: a drawn face whose smile grows and whose brows rise, blinking now and then. t in 0..1."""
-    y, x = np.mgrid[0:size, 0:size] / size * 2 - 1
-    image = np.empty((size, size, 3))
-    image[:] = (70 + 60 * (y[..., None] + 1) / 2) * np.array([0.7, 0.9, 1.1])
-
-    def paint(where: np.ndarray, colour: tuple[int, int, int]) -> None:
-        image[where] = colour
-
-    x = x - 0.04 * math.sin(6 * t)
-    paint((x / 0.62) ** 2 + (y / 0.78) ** 2 < 1, (224, 180, 150))
-    paint(((x / 0.66) ** 2 + ((y + 0.1) / 0.8) ** 2 < 1) & (y < -0.5 + 0.15 * np.cos(4 * x)), (70, 45, 30))
-    opening = 0.02 if 0.45 < t % 0.5 < 0.48 else 0.09
-    for side in (-0.25, 0.25):
-        paint(((x - side) / 0.13) ** 2 + ((y + 0.15) / opening) ** 2 < 1, (250, 250, 250))
-        paint(((x - side) / 0.05) ** 2 + ((y + 0.15) / min(opening, 0.06)) ** 2 < 1, (60, 40, 30))
-        paint((abs(x - side) < 0.15) & (abs(y + 0.36 + 0.06 * t - 0.8 * (x - side) ** 2) < 0.025), (70, 45, 30))
-    paint((abs(x) < 0.05 + 0.1 * (y + 0.1)) & (y > -0.1) & (y < 0.14), (205, 155, 125))
-    talk = 0.05 * abs(math.sin(25 * t))
-    lips = 0.36 - 0.28 * t * (x / 0.3) ** 2
-    paint((abs(x) < 0.3) & (abs(y - lips) < 0.025 + talk * (1 - (x / 0.3) ** 2)), (170, 60, 70))
-    return image.clip(0, 255).astype(np.uint8)
+def pretrain(work: Work) -> None:
+    """Encoders and language model, two at a time with a thread each."""
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        jobs = [pool.apply_async(_pretrain, (name, work)) for name in ("face", "audio", "language", "vision")]
+        scores = dict(job.get() for job in jobs)
+    work["pretraining.json"].write_text(json.dumps(scores, indent=1) + "\n")
 
 
-def make_clip(path: Path, seconds: float = 3.0, pace: int = 12, rate: int = 16_000) -> None:
-    """A drawn face with a hummed voice whose pitch rises: MPEG-4 with AAC."""
-    t = np.arange(int(seconds * rate)) / rate
-    phase = 2 * np.pi * np.cumsum(160 + 60 * t / seconds + 4 * np.sin(2 * np.pi * 5 * t)) / rate
-    voice = sum(np.sin(k * phase) / k for k in range(1, 8))
-    syllables = np.clip(np.sin(2 * np.pi * 3 * t) + 0.4, 0, 1)
-    wave = (0.2 * voice * syllables).astype(np.float32)[None]
-    with av.open(str(path), "w") as container:
-        video = container.add_stream("mpeg4", rate=pace)
-        video.width = video.height = 192
-        video.pix_fmt, video.bit_rate = "yuv420p", 300_000
-        audio = container.add_stream("aac", rate=rate, layout="mono")
-        count = int(seconds * pace)
-        for i in range(count):
-            container.mux(video.encode(av.VideoFrame.from_ndarray(draw_face(i / count), format="rgb24")))
-        container.mux(video.encode())
-        frame = av.AudioFrame.from_ndarray(wave, format="fltp", layout="mono")
-        frame.sample_rate = rate
-        container.mux(audio.encode(frame))
-        container.mux(audio.encode())
+def _pretrain(name: str, work: Work) -> tuple[str, float]:
+    from .encoders import train_encoder
+    from .words import train_language
+
+    out, began = work[f"{name}.safetensors"], time.perf_counter()
+    if name == "language":
+        counts = _counts(work.config)
+        score = train_language(
+            work["corpus"], work["arrays"], work["tokenizer"], out, work.config, counts, work.seed
+        )  # fmt: skip
+    else:
+        score = train_encoder(name, work["arrays"], out, work.config, work.seed)
+    print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
+    return name, score
 
 
-def make(folder: Path) -> None:
-    config = NanoEmoXConfig.preset("demo")
-    make_tokenizer(folder, config.language.vocab_size)
-    wanted = shapes(build_empty(config, config.name), config)
-    write_safetensors(folder / WEIGHTS, wanted, torch.bfloat16, lambda name: random_tensor(name, wanted[name], SEED))
-    config.to_json(folder / CONFIG)
-    (folder / CARD).write_text(_CARD)
-    make_clip(folder / CLIP)
+def _counts(config: NanoEmoXConfig) -> dict[str, int]:
+    return {
+        "frames": config.video_branch.tokens, "audio": config.audio_branch.tokens, "face": config.face.queries,
+        "fusion": config.fusion.tokens, "image": 1,
+    }  # fmt: skip
+
+
+def make_base(work: Work) -> None:
+    """The bundle that P2E starts from: pretrained parts in bfloat16, adapters new."""
+    from safetensors.torch import load_file
+
+    torch.manual_seed(work.seed)
+    model = NanoEmoX(replace(work.config, lora=None))
+    for name in ENCODERS:
+        getattr(model, name).load_state_dict(load_file(work[f"{name}.safetensors"]))
+    missing, unknown = model.language.base.load_state_dict(load_file(work["language.safetensors"]), strict=False)
+    assert not unknown and set(missing) <= {"lm_head.weight"}, (missing, unknown)
+    model.language.tie()
+    model.tokenizer = Tokenizer(work["tokenizer"])
+    save_bundle(model.to(torch.bfloat16), work["base"])
+
+
+def curriculum(
+    work: Work, *, order: str | None = None, seed: int | None = None, out: str = "p2e", scale: float = 1
+) -> Path:
+    """The four stages by `nanoemox.train`, from the base; goes on with a run that is there. `scale`: of the steps."""
+    from ..train.cli import open_datasets
+    from ..train.config import read_config
+    from ..train.run import train
+    from .arrays import read_arrays
+
+    torch.set_num_threads(2)
+    seed = work.seed if seed is None else seed
+    config = read_config("demo", order=order, out=str(work[out]), data=str(work["corpus"]), seed=seed)
+    stages = {name: replace(stage, steps=max(1, round(stage.steps * scale))) for name, stage in config.stages.items()}
+    model = replace(config.model, bundle=str(work["base"]))
+    config = replace(config, cache=str(work["features"]), model=model, stages=stages)
+    parts = read_arrays(work["arrays"], ("train", "voices"))
+    held = {plan.name: (part, i) for part in parts.values() for i, plan in enumerate(part.plans)}
+
+    def reader(sample: Sample, modalities: str) -> Clip:
+        file = sample.video or sample.audio
+        assert file is not None
+        part, index = held[file.stem]
+        return part.clip(index)
+
+    return train(config, open_datasets(config), reader, resume=work[out].is_dir())
+
+
+def finish(work: Work) -> None:
+    """The bundle in bfloat16 with its sample clip and card."""
+    from ..loading import load
+    from . import card, score
+
+    out = work["bundle"]
+    model = load(work["p2e"] / "bundle", fast=False, device="cpu", dtype="bfloat16")
+    save_bundle(model, out)
+    scores = score.score_bundle(out, score.read_cases(work["corpus"]))
+    work["scores.json"].write_text(json.dumps(scores, indent=1) + "\n")
+    (out / CARD).write_text(card.write(scores, work.seed, work.clips))
+    plan = card.choose_sample(out, work["corpus"], work["arrays"], CLIP, WORDS)
+    print(f"sample clip: {plan.name}, {plan.emotion}, words show {plan.shown['words']}", flush=True)
+
+
+def install(work: Work, folder: Path) -> None:
+    """Each file takes its place whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (WEIGHTS, CONFIG, *Tokenizer.FILES, CARD, CLIP, WORDS):
+        temporary = folder / f".{name}.new"
+        shutil.copyfile(work["bundle"] / name, temporary)
+        temporary.replace(folder / name)
+    docs = folder.parent.parent / "docs"
+    if folder.resolve() == PACKAGE and docs.is_dir():
+        from . import card
+
+        scores, pretraining = (json.loads(work[f"{name}.json"].read_text()) for name in ("scores", "pretraining"))
+        (docs / "demo.md").write_text(card.page(scores, pretraining, work.seconds(), work.seed, work.clips))
+
+
+def make(folder: Path, seed: int = SEED, clips: int = CLIPS, work_folder: Path | None = None) -> None:
+    made = Path(tempfile.mkdtemp(prefix="nanoemox-demo.")) if work_folder is None else work_folder
+    try:
+        work = Work(made, seed, clips)
+        work.step("corpus", lambda: make_corpus(work))
+        work.step("pretraining", lambda: pretrain(work))
+        work.step("base", lambda: make_base(work))
+        work.step("curriculum", lambda: curriculum(work))
+        work.step("scores and card", lambda: finish(work))
+        install(work, folder)
+    finally:
+        if work_folder is None:
+            shutil.rmtree(made, ignore_errors=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m nanoemox.demo.make", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", nargs="?", type=Path, default=PACKAGE, help="where the bundle goes (the package)")
+    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--clips", type=int, default=CLIPS, help="of the corpus' training part")
+    parser.add_argument("--work", type=Path, help="keep corpus and steps here, and go on from what is there")
+    args = parser.parse_args()
+    make(args.folder, args.seed, args.clips, args.work)
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent)
+    main()

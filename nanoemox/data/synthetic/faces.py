@@ -142,18 +142,23 @@ def _column(value: Row) -> np.ndarray:
     return np.asarray(value, np.float32).reshape(-1, 1, 1)
 
 
-def film(emotion: str, looks: Looks, mouth: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int]:
-    """uint8 [frames, size, size, 3], and the frame of the apex. `mouth` [frames] in 0..1 is how far speech opens it."""
-    frames = len(mouth)
+def act(emotion: str, frames: int, rng: np.random.Generator) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """How strong the expression is in every frame [frames], and every action unit of NAMES [frames], 0..1.1."""
     strength = course(emotion, frames, rng)
     units = {unit: np.zeros(frames) for unit in NAMES}
     for unit, apex in UNITS[emotion].items():
         units[unit] = apex * rng.uniform(0.75, 1.1) * strength
     for unit in units:  # a face is never quite still
         units[unit] = np.clip(units[unit] + rng.normal(0, 0.05) + rng.normal(0, 0.015, frames), 0, 1.1)
-    canvas = _Canvas(frames, rng)
+    return strength, units
+
+
+def film(emotion: str, looks: Looks, mouth: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    """uint8 [frames, size, size, 3], and the frame of the apex. `mouth` [frames] in 0..1 is how far speech opens it."""
+    strength, units = act(emotion, len(mouth), rng)
+    canvas = _Canvas(len(mouth), rng)
     _head(canvas, looks, units)
-    blink = _blinks(frames, rng)
+    blink = _blinks(len(mouth), rng)
     for side in (-1, 1):
         _eye(canvas, looks, units, side, blink)
     _nose(canvas, looks, units)

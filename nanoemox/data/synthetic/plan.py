@@ -86,3 +86,13 @@ def plan(seed: int, part: int, count: int, speakers: range) -> list[Plan]:
 
 def speakers_of(count: int) -> int:
     return max(2, -(-count // CLIPS_PER_SPEAKER))
+
+
+def plans(seed: int, n: int, test: int) -> tuple[list[Plan], list[Plan], list[Plan]]:
+    """The corpus of `n` clips, of `test` clips of other people, and of n / 2 voices alone."""
+    known = speakers_of(n)
+    return (
+        plan(seed, TRAIN, n, range(known)),
+        plan(seed, TEST, test, range(known, known + speakers_of(test))),
+        plan(seed, SOUNDS, max(2, n // 2), range(known)),
+    )

@@ -25,12 +25,23 @@ def throat_of(seed: int, speaker: int) -> voices.Throat:
 
 def render(plan: Plan) -> tuple[np.ndarray, np.ndarray, int]:
     """Frames uint8 [n, size, size, 3], sound float32 [samples], and the frame in which the face is at its apex."""
+    rng, wave_, mouth = _speak(plan)
+    pixels, apex = faces.film(plan.shown["face"], looks_of(plan.seed[0], plan.speaker), mouth, rng)
+    return pixels, wave_, apex
+
+
+def units(plan: Plan) -> np.ndarray:
+    """float32 [frames, units]: what the face of the clip does, in the order of faces.NAMES; nothing is drawn."""
+    rng, _, mouth = _speak(plan)
+    return np.stack(list(faces.act(plan.shown["face"], len(mouth), rng)[1].values()), 1).astype(np.float32)
+
+
+def _speak(plan: Plan) -> tuple[np.random.Generator, np.ndarray, np.ndarray]:
+    """The clip's random numbers after its voice, the voice [samples], and how far it opens the mouth [frames]."""
     rng = np.random.default_rng([*plan.seed, 1])
     wave_, loud = voices.utter(plan.shown["voice"], throat_of(plan.seed[0], plan.speaker), _seconds(rng), rng)
     frames = len(loud) * voices.HOP * faces.RATE // voices.RATE
-    mouth = np.interp(np.arange(frames) / faces.RATE, np.arange(len(loud)) * voices.HOP / voices.RATE, loud)
-    pixels, apex = faces.film(plan.shown["face"], looks_of(plan.seed[0], plan.speaker), mouth, rng)
-    return pixels, wave_, apex
+    return rng, wave_, np.interp(np.arange(frames) / faces.RATE, np.arange(len(loud)) * voices.HOP / voices.RATE, loud)
 
 
 def _seconds(rng: np.random.Generator) -> float:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ...errors import UsageError
 from .annotations import write_annotations
-from .plan import MOST, SOUNDS, TEST, TRAIN, Plan, plan, speakers_of
+from .plan import MOST, Plan, plans
 from .render import write_clip, write_voice
 
 _BYTES_A_CLIP = 60_000  # of a clip and its half of a voice
@@ -39,10 +39,7 @@ def write_corpus(
         raise UsageError(f"n {n}, test {test}, seed {seed}: the counts must lie in 2..{MOST}, the seed not below 0")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out}: exists and is not empty; name a new folder")
-    known = speakers_of(n)
-    train_plans = plan(seed, TRAIN, n, range(known))
-    test_plans = plan(seed, TEST, test, range(known, known + speakers_of(test)))
-    voices = plan(seed, SOUNDS, max(2, n // 2), range(known))
+    train_plans, test_plans, voices = plans(seed, n, test)
     with _whole(out, _BYTES_A_CLIP * (n + test)) as folder:
         for name in ("video", "test_video", "audio"):
             (folder / name).mkdir()
