@@ -332,7 +332,7 @@ _DEMO = NanoEmoXConfig(
     qformer=QFormerConfig(hidden_size=128, heads=4, mlp_size=512),
     fusion=FusionConfig(hidden_size=96, heads=4),
     language=LanguageConfig(
-        vocab_size=1024, hidden_size=192, layers=6, heads=6, kv_heads=2, head_dim=32, mlp_size=576, max_positions=4096
+        vocab_size=1024, hidden_size=192, layers=4, heads=6, kv_heads=2, head_dim=32, mlp_size=576, max_positions=4096
     ),
     lora=LoRAConfig(rank=4, alpha=8),
 )  # fmt: skip

@@ -42,8 +42,8 @@ class Part:
 
     def clip(self, index: int) -> Clip:
         """With its words."""
-        held = None if self.frames is None else self.frames[index]
-        return Clip(frames=held, audio=self.sound[index], subtitle=self.plans[index].spoken.text)
+        held = None if self.frames is None else np.array(self.frames[index])
+        return Clip(frames=held, audio=np.array(self.sound[index]), subtitle=self.plans[index].spoken.text)
 
 
 def file_of(corpus: Path, part: str, plan: Plan) -> Path:

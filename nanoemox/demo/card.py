@@ -11,9 +11,9 @@ from .score import MEASURES, answers, table
 
 _CARD = """# nanoemox demo
 
-A small configuration of the Nano-EmoX architecture (the same classes, fewer and narrower layers), trained from nothing
-by this project. **It knows drawn faces and synthetic voices only.** About real people it knows nothing, and it must not be
-used on them: what it says about a real clip means nothing.
+A small configuration of the Nano-EmoX architecture (the same classes, fewer and narrower layers), trained from
+nothing by this project. **It knows drawn faces and synthetic voices only.** About real people it knows nothing,
+and it must not be used on them: what it says about a real clip means nothing.
 
 ## Data
 
@@ -36,7 +36,7 @@ Test clips, people unseen, in percent; the whole table is in docs/demo.md of the
 
 * English sentences of a closed grammar of a few hundred words; other words are read as noise.
 * Fear and surprise differ only in the order of the frames, as the corpus draws them.
-* The sample clip is one of the test clips that it answers rightly.
+* The sample clip (`{sample}`) is one of the test clips that it answers rightly.
 
 License: MIT.
 """
@@ -68,14 +68,15 @@ face, voice or words do not fit the rest.
 {table}"""
 
 
-def write(scores: dict[str, Any], seed: int, clips: int) -> str:
+def write(scores: dict[str, Any], seed: int, clips: int, sample: str) -> str:
     """The model card."""
     names = ("everything", "without face", "without voice", "without words")
     rows = ["| shown | " + " | ".join(MEASURES.values()) + " |", "|---|" + "---:|" * len(MEASURES)]
     for name in names:
         rows.append(f"| {name} | " + " | ".join(f"{scores['scores'][name][key]:.0f}" for key in MEASURES) + " |")
     return _CARD.format(
-        seed=seed, clips=clips, voices=max(2, clips // 2), test=scores["clips"], scores="\n".join(rows) + "\n"
+        seed=seed, clips=clips, sample=sample, voices=max(2, clips // 2), test=scores["clips"],
+        scores="\n".join(rows) + "\n",
     )  # fmt: skip
 
 

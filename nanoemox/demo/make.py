@@ -152,8 +152,8 @@ def finish(work: Work) -> None:
     save_bundle(model, out)
     scores = score.score_bundle(out, score.read_cases(work["corpus"]))
     work["scores.json"].write_text(json.dumps(scores, indent=1) + "\n")
-    (out / CARD).write_text(card.write(scores, work.seed, work.clips))
     plan = card.choose_sample(out, work["corpus"], work["arrays"], CLIP, WORDS)
+    (out / CARD).write_text(card.write(scores, work.seed, work.clips, plan.name))
     print(f"sample clip: {plan.name}, {plan.emotion}, words show {plan.shown['words']}", flush=True)
 
 

@@ -31,7 +31,7 @@ from ..train.collate import collate
 from .arrays import read_arrays
 from .encoders import fit
 
-STEPS, BATCH, RATE = 1300, 32, 2e-3
+STEPS, BATCH, RATE = 500, 32, 2e-3
 _WHOLE = "multiface_audio_face_frame_text"
 _PARTLY = ("audio_text", "audioonly", "face_frame_text", "face_frame", "textonly")
 # Weight of a data set, share of its samples that lack a stream.
