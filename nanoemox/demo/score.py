@@ -28,9 +28,6 @@ SETS: dict[str, dict[str, Any]] = {
     "without face": {"frames": None},
     "without voice": {"audio": None},
     "without words": {"subtitle": None},
-    "face alone": {"audio": None, "subtitle": None},
-    "voice alone": {"frames": None, "subtitle": None},
-    "words alone": {"frames": None, "audio": None},
 }
 MEASURES = {
     "emotion": "emotion accuracy", "sentiment": "sentiment F1 (weighted)", "intent": "intent accuracy",
@@ -81,10 +78,9 @@ def answers(model: NanoEmoX, clips: Sequence[Clip], tasks: Sequence[str] = _ASKE
     stop = StopRule(tokenizer)
     for low in range(0, len(clips), _BATCH):
         batch = clips[low : low + _BATCH]
-        words_alone = batch[0].frames is None and batch[0].audio is None
         with torch.inference_mode():
             found: list[dict[str, Parsed]] = [{} for _ in batch]
-            encoded = model.encode_streams(None, None) if words_alone else model.encode(batch)
+            encoded = model.encode(batch)
             for name in tasks:
                 task, requests = TASKS[name], []
                 for row, clip in enumerate(batch):
