@@ -26,9 +26,9 @@ from ..tasks import EMOTIONS
 from .arrays import Part, read_arrays
 
 _UNITS = len(faces.NAMES)
-_DECAY, _WARM_UP = 0.05, 50
+_DECAY = 0.05
 RATES = {"vision": 1e-3, "face": 3e-3, "audio": 1e-3}
-EPOCHS = {"vision": 50, "face": 6, "audio": 8}  # a pass sees two frames of a clip, or one window
+EPOCHS = {"vision": 50, "face": 2, "audio": 8}  # a pass sees two frames of a clip, or one window
 
 
 def train_encoder(name: str, arrays: Path, out: Path, config: NanoEmoXConfig, seed: int, threads: int = 1) -> float:
@@ -50,13 +50,14 @@ def fit(
     rate: float,
     loss_of: Callable[[int], Tensor],
     say: Callable[[str], None],
+    warm_up: int = 40,
 ) -> None:
     """AdamW with warm-up and a cosine to zero, gradients of norm 1 at most."""
     decayed, spared = ([p for p in parameters if (p.ndim >= 2) == wide] for wide in (True, False))
     optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": _DECAY}, {"params": spared, "weight_decay": 0}])
     began, mean = time.perf_counter(), 0.0
     for step in range(steps):
-        now = rate * min(1, (step + 1) / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        now = rate * min(1, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
             group["lr"] = now
         with torch.autocast("cpu", torch.bfloat16):
@@ -73,7 +74,7 @@ def fit(
 class _Learn:
     """An encoder with its heads, over batches of clips."""
 
-    batch = 16
+    batch, warm_up = 16, 40
     encoder: Any
     heads: Any
 
@@ -101,7 +102,7 @@ class _Learn:
 
         self.encoder.eval()  # no dropout, no dropped layers: hidden states are read by number
         parameters = [*self.encoder.parameters(), *self.heads.parameters()]
-        fit(parameters, steps, RATES[name], loss_of, lambda text: _say(name, text))
+        fit(parameters, steps, RATES[name], loss_of, lambda text: _say(name, text), self.warm_up)
         self.heads.eval()
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             return self.test(name)
@@ -133,7 +134,7 @@ class _Frames(_Learn):
     """Action units of single frames: from the features, as they will be read, and from every place of the picture's
     map, which shows a small model where to look."""
 
-    batch, frames = 32, 2
+    batch, frames, warm_up = 32, 2, 50
 
     def __init__(self, config: NanoEmoXConfig, parts: dict[str, Part], widths: list[int], cells: int):
         super().__init__(config, parts)
@@ -153,7 +154,7 @@ class _Frames(_Learn):
         units = torch.from_numpy(part.units[chosen][:, moments]).flatten(0, 1)
         told = [head(x) for head, x in zip(self.heads["features"], features, strict=True)]
         told += [self.heads["map"](x) for x in maps]
-        return 10 * sum(F.mse_loss(x.float(), units) for x in told) / len(told)
+        return 10 * torch.stack([F.mse_loss(x.float(), units) for x in told]).mean()
 
     def test(self, name: str) -> float:
         """How much of the variance of the action units of people unseen the features tell."""
