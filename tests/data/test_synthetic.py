@@ -13,7 +13,7 @@ from nanoemox.cli import main
 from nanoemox.data import open_dataset, read_sample
 from nanoemox.data.manifest import CHAIN
 from nanoemox.data.questions import chain_text
-from nanoemox.data.synthetic import faces, texts, voices, write_corpus, writer
+from nanoemox.data.synthetic import faces, render, texts, voices, write_corpus, writer
 from nanoemox.data.synthetic.plan import LIES, MODALITIES, SOUNDS, TRAIN, plan
 from nanoemox.errors import UsageError
 from nanoemox.tasks import EMOTIONS, MINTREC2_INTENTS, POLARITIES, TASKS
@@ -209,3 +209,15 @@ def test_what_breaks_off_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_corpus(tmp_path / "x", n=2, test=2, workers=1)
     assert [p.name for p in tmp_path.iterdir()] == ["x"] and not list((tmp_path / "x").iterdir())
+
+
+def test_units_are_those_that_are_drawn(monkeypatch):
+    """What pretraining is told of a clip is what `render` draws, number by number."""
+    (p,) = plan(3, TRAIN, 1, range(1))
+    drawn = []
+    act = faces.act
+    monkeypatch.setattr(faces, "act", lambda *a: drawn.append(act(*a)) or drawn[-1])
+    pixels, _, _ = render.render(p)
+    told = render.units(p)
+    assert told.shape == (len(pixels), len(faces.NAMES))
+    assert np.array_equal(told, np.stack(list(drawn[0][1].values()), 1).astype(np.float32))
