@@ -96,7 +96,7 @@ def choose_sample(bundle: Path, corpus: Path, arrays: Path, clip: str, words: st
     part = read_arrays(arrays, ("test",))["test"]
     order = sorted(range(len(part.plans)), key=lambda i: part.plans[i].lie != "words")[:120]
     chosen = order[0]
-    for index, said in zip(order, answers(model, [part.clip(i) for i in order]), strict=True):
+    for index, said in zip(order, answers(model, [part.clip(i) for i in order], most=200), strict=True):
         truth = part.plans[index].answers
         wanted = {"msa": [truth["sentiment"]], "mer": [truth["emotion"]], "mir": [truth["intent"]],
                   "ov-mer": truth["labels"], "erg": [truth["emotion"]]}  # fmt: skip

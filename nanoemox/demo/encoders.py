@@ -117,7 +117,7 @@ def _say(name: str, text: str) -> None:
 
 def _pictures(frames: np.ndarray, rng: np.random.Generator | None) -> Tensor:
     """uint8 [B,T,3,H,W] -> fp32; clips mirrored, shifted, and under other light, unless rng is None."""
-    batch = torch.from_numpy(np.ascontiguousarray(frames))
+    batch = torch.from_numpy(np.array(frames))
     if rng is None:
         return batch.float()
     out = []

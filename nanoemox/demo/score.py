@@ -34,7 +34,7 @@ MEASURES = {
     "open labels": "open-vocabulary F1 (exact words)", "chain": "replies whose chain names the emotion",
 }  # fmt: skip
 _ASKED = ("msa", "mer", "ov-mer", "mir", "erg")
-_BATCH, _MOST = 16, 160  # clips encoded together; new tokens of the longest answers
+_BATCH, _MOST = 16, 64  # clips encoded together; new tokens of an answer, enough for the emotion of a chain
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def read_cases(corpus: Path, limit: int | None = None) -> list[Case]:
     return cases
 
 
-def answers(model: NanoEmoX, clips: Sequence[Clip], tasks: Sequence[str] = _ASKED) -> Iterator[dict[str, Parsed]]:
+def answers(model: NanoEmoX, clips: Sequence[Clip], most: int = _MOST) -> Iterator[dict[str, Parsed]]:
     """What the model answers about each clip, all tasks of a batch of clips side by side, greedily."""
     tokenizer = model.tokenizer
     assert tokenizer is not None
@@ -81,7 +81,7 @@ def answers(model: NanoEmoX, clips: Sequence[Clip], tasks: Sequence[str] = _ASKE
         with torch.inference_mode():
             found: list[dict[str, Parsed]] = [{} for _ in batch]
             encoded = model.encode(batch)
-            for name in tasks:
+            for name in _ASKED:
                 task, requests = TASKS[name], []
                 for row, clip in enumerate(batch):
                     ids = torch.tensor([model.prompt_ids(clip, name)])
@@ -89,7 +89,7 @@ def answers(model: NanoEmoX, clips: Sequence[Clip], tasks: Sequence[str] = _ASKE
                         key: value[row : row + 1] for key in ("visual", "speech", "face", "fusion")
                         if (value := getattr(encoded, key)) is not None
                     })  # fmt: skip
-                    requests.append(Request(model.splice(ids, one)[0], min(task.max_new_tokens, _MOST), stop))
+                    requests.append(Request(model.splice(ids, one)[0], min(task.max_new_tokens, most), stop))
                 for row, result in enumerate(generate(model.language, requests)):
                     text = postprocess(tokenizer.decode(result.ids), tokenizer.bos, tokenizer.eos)
                     found[row][name] = task.parse(text, task.labels)
