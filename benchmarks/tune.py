@@ -23,6 +23,8 @@ SPACE = {
     "rows_linear": {"BLOCK_R": [16, 32], "BLOCK_N": [16, 32, 64], "BLOCK_K": [64, 128], "num_warps": [2, 4]},
     "residual_norm": {"num_warps": [1, 2, 4, 8]},
     "tap_pool": {"BLOCK_D": [128, 256, 512], "BLOCK_N": [32, 64, 128], "num_warps": [1, 2, 4]},
+    "norm_act": {"BLOCK": [1024, 2048, 4096, 8192], "num_warps": [2, 4, 8]},
+    "conv_norm_act": {"BLOCK": [8192, 16384, 32768], "num_warps": [4, 8, 16]},
     "window_attn": {"num_warps": [2, 4, 8]},
     "time_conv": {
         "BLOCK_R": [64, 128], "BLOCK_N": [64], "BLOCK_K": [32, 64], "num_warps": [4, 8], "num_stages": [2, 3, 4],
@@ -74,7 +76,16 @@ def calls(B: int) -> dict[str, list]:
     def run_front():
         return nk.time_conv(wave, front, kernel=3, stride=2)
 
+    signal, taps, scale, shift = tensor(B * T, 32000), tensor(H, 10), tensor(H), tensor(H)
+
+    def run_first():
+        return nk.conv_norm_act(signal, taps, shift, scale, shift, stride=5, gelu=True)
+
+    def run_act():
+        return nk.norm_act(wave, scale, shift, gelu=True)
+
     return {
+        "norm_act": [run_act], "conv_norm_act": [run_first],
         "window_attn": [run_windows], "time_conv": [run_positions], "time_conv_wide": [run_front],
         "gate_hidden": [run_gate], "gate_combine": [run_gate], "xattn_context": [run_xattn], "rows_linear": [run_xattn],
         "residual_norm": [run_norm], "tap_pool": [run_pool],

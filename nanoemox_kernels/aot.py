@@ -64,6 +64,7 @@ def cases() -> Iterator[Case]:
     from .ops.expert_fusion import kernel as fusion
     from .ops.expert_gate.kernel import _gate_combine, _gate_hidden
     from .ops.feature_taps.kernel import _residual_norm, _tap_pool
+    from .ops.norm_act.kernel import _conv_norm_act, _norm_act, rows_at_once
     from .ops.temporal_xattn.kernel import _rows_linear, _xattn_context
     from .ops.time_conv.kernel import _time_conv
     from .ops.window_attn.kernel import _window_attn
@@ -157,6 +158,24 @@ def cases() -> Iterator[Case]:
              stride_hn=1024, stride_hd=1, MEAN=True, **tuned("tap_pool")),
         2 * 8 * 99 * 1024 + 2 * 4 * 8 * 1024,
     )  # fmt: skip
+    # norm_act: HuBERT's first layer whole, and what follows the second product
+    D, samples, kernel, stride, after = 512, 32000, 10, 5, 6399
+    settings = tuned("conv_norm_act")
+    yield Case(
+        "conv_norm_act", _conv_norm_act,
+        dict(y_ptr=BF16, x_ptr=BF16, weight_ptr=BF16, bias_ptr=BF16, norm_ptr=BF16, norm_bias_ptr=BF16, R=8 * after,
+             AFTER=after, D=D, eps=1e-5, stride_xn=samples, stride_xt=1, KERNEL=kernel, STRIDE=stride, HAS_BIAS=True,
+             GELU=True, BLOCK_R=rows_at_once(settings["BLOCK"], D), BLOCK_D=D, BLOCK_K=16, **settings),
+        2 * (8 * samples + D * (kernel + 3) + 8 * after * D),
+    )  # fmt: skip
+    settings, after = tuned("norm_act"), 3199
+    for width, gelu in ((D, True), (128, False)):
+        yield Case(
+            f"norm_act{'' if gelu else ' patches'}", _norm_act,
+            dict(y_ptr=BF16, x_ptr=BF16, weight_ptr=BF16, bias_ptr=BF16, R=8 * after, D=width, eps=1e-5,
+                 stride_xr=width, GELU=gelu, BLOCK_R=rows_at_once(settings["BLOCK"], width), BLOCK_D=width, **settings),
+            2 * (2 * 8 * after * width + 2 * width),
+        )  # fmt: skip
     C, h, side, window = 512, 16, 14, 7  # the longest of Swin's stages, 8 frames; shifted and not
     for shift in (0, 3):
         yield Case(

@@ -10,6 +10,7 @@ import nanoemox_kernels as nk
 from nanoemox_kernels.ops.expert_fusion import reference as fusion
 from nanoemox_kernels.ops.expert_gate import reference as gate
 from nanoemox_kernels.ops.feature_taps import reference as taps
+from nanoemox_kernels.ops.norm_act import reference as norms
 from nanoemox_kernels.ops.temporal_xattn import reference as xattn
 from nanoemox_kernels.ops.time_conv import reference as conv
 from nanoemox_kernels.ops.window_attn import reference as windows
@@ -67,7 +68,7 @@ def cases(B: int, dtype: torch.dtype, sizes: Sizes | None = None, device: str = 
     def tensor(*size: int) -> Tensor:
         return (torch.randn(size, generator=random) * size[-1] ** -0.5).to(dtype).to(device)
 
-    for make in (_gate, _fusion, _xattn, _taps, _windows, _conv):
+    for make in (_gate, _fusion, _xattn, _taps, _windows, _conv, _norms):
         yield from make(B, s, tensor)
 
 
@@ -194,6 +195,43 @@ def _conv(B: int, s: Sizes, tensor: Callable[..., Tensor]) -> Iterator[Case]:
         }
         cost = conv.cost(n, T, C * G, C * G, kernel, stride, G, padding, trim, itemsize=inputs[0].itemsize)
         yield Case(f"time_conv {name}", inputs, functions, *cost)
+
+
+def _norms(B: int, s: Sizes, tensor: Callable[..., Tensor]) -> Iterator[Case]:
+    """HuBERT's first layer, and what follows the product of its second; PyTorch's ways in the dtype of x."""
+    n, D, samples, size = B * s.T, s.front, 320 * s.audio + 320, (5, 1e-5, True)  # stride, eps, gelu
+    if B > 8:  # as above
+        return
+    inputs = [tensor(n, samples), tensor(D, 10), tensor(D), 1 + tensor(D), tensor(D)]
+    fused = compiled(_first_layer)
+    functions = {
+        "ours": lambda *t: (nk.conv_norm_act(*t, stride=size[0], gelu=True),),
+        "eager": lambda *t: (_first_layer(*t, *size),),
+        "compiled": lambda *t: (fused(*t, *size),),
+    }
+    cost = norms.conv_cost(n, samples, D, 10, 5, itemsize=inputs[0].itemsize)
+    yield Case("conv_norm_act", inputs, functions, *cost)
+    rows = n * (32 * s.audio + 31)
+    inputs = [tensor(rows, D), 1 + tensor(D), tensor(D)]
+    fused_norm = compiled(_norm_gelu)
+    functions = {
+        "ours": lambda *t: (nk.norm_act(*t, gelu=True),),
+        "eager": lambda *t: (_norm_gelu(*t),),
+        "compiled": lambda *t: (fused_norm(*t),),
+    }
+    yield Case("norm_act gelu", inputs, functions, *norms.cost(rows, D, itemsize=inputs[0].itemsize))
+
+
+def _norm_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.nn.functional.gelu(torch.nn.functional.layer_norm(x, x.shape[-1:], weight, bias))
+
+
+def _first_layer(
+    x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, stride: int, eps: float, gelu: bool
+) -> Tensor:
+    out = torch.nn.functional.conv1d(x[:, None], weight[:, None], bias, stride).transpose(1, 2)
+    out = torch.nn.functional.layer_norm(out, out.shape[-1:], scale, shift, eps)
+    return torch.nn.functional.gelu(out) if gelu else out
 
 
 def _convolve(

@@ -12,6 +12,7 @@ from ..config import FaceConfig
 from ..encoders.face import _IMAGENET_MEAN, _IMAGENET_STD, FaceEncoder
 from .attention import pieces
 from .graphs import Replayed, replayed
+from .linear import normed
 from .swin import Stage
 from .weights import Buffers, Weights, pack
 
@@ -47,7 +48,7 @@ class FastFace(Replayed, FaceEncoder):
         H, W = frames.shape[2:]
         pixels = F.pad(frames.to(self.norm.weight.dtype), (0, -W % _PATCH, 0, -H % _PATCH))
         tiles = pixels.unflatten(3, (-1, _PATCH)).unflatten(2, (-1, _PATCH)).permute(0, 2, 4, 1, 3, 5)
-        return self.norm(self.patches(tiles.flatten(3).flatten(1, 2))), tiles.shape[1], tiles.shape[2]
+        return normed(self.patches(tiles.flatten(3).flatten(1, 2)), self.norm), tiles.shape[1], tiles.shape[2]
 
     @replayed
     def forward(self, frames: Tensor) -> Tensor:

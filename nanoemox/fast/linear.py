@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanoemox_kernels import norm_act
 from nanoemox_kernels.matrix import Matrix, quantized_linear
 
 # Name in a configuration -> (oneDNN's epilogue, its algorithm).
@@ -40,6 +41,15 @@ def activate_(x: Tensor, activation: str) -> Tensor:
     if name == "swish":
         return F.silu(x, inplace=True)
     return x.relu_() if name == "relu" else x
+
+
+def normed(x: Tensor, norm: nn.LayerNorm, activation: str = "none") -> Tensor:
+    """activation(LayerNorm(x)); x [...,D]."""
+    if not has_fused_ops(x):
+        return activate_(norm(x), activation)
+    gelu = ACTIVATIONS[activation] == ("gelu", "none")
+    y = norm_act(x, norm.weight, norm.bias, eps=norm.eps, gelu=gelu)
+    return y if gelu else activate_(y, activation)
 
 
 class PackedLinear(nn.Module):

@@ -11,6 +11,7 @@ from ..config import VisionConfig
 from ..encoders.vision import VisionEncoder
 from .attention import pieces
 from .graphs import Replayed, replayed
+from .linear import normed
 from .transformer import MLP, Block, first_row_attention, run_pre_norm, self_attention, step
 from .weights import Weights, pack
 
@@ -54,7 +55,7 @@ class FastVision(Replayed, VisionEncoder):
         tiles = pixels.unflatten(3, (grid, p)).unflatten(2, (grid, p)).permute(0, 2, 4, 1, 3, 5)
         hidden = self.position.expand(len(frames), -1, -1).clone()
         hidden[:, 1:] += self.patches(tiles.flatten(3).flatten(1, 2))
-        return self.norm(hidden)
+        return normed(hidden, self.norm)
 
     def read_layers(self, frames: Tensor, out: Tensor) -> None:
         """Add row 0 of every layer that is read, frames [n,3,H,W], to its slice of out [n,(L+1)*D], features last."""

@@ -121,6 +121,26 @@ def front_call(x, weight, bias):
     return (nk.time_conv(x, weight, bias, kernel=3, stride=2),)
 
 
+def norm_inputs(s, dtype, device):
+    D = 512 if s is MODEL else 40
+    scale, shift = 1 + random((D,), dtype, device, 0.1), random((D,), dtype, device, 0.1)
+    return [random((s.B, 199, D), dtype, device), scale, shift]
+
+
+def norm_call(gelu):
+    return lambda x, scale, shift: (nk.norm_act(x, scale, shift, gelu=gelu),)
+
+
+def wave_inputs(s, dtype, device):
+    _, scale, shift = norm_inputs(s, dtype, device)
+    D = len(scale)
+    return [random((s.B, 1999), dtype, device), weight(dtype, device)(D, 10), weight(dtype, device)(D), scale, shift]
+
+
+def wave_call(*tensors):
+    return (nk.conv_norm_act(*tensors, stride=5, gelu=True),)
+
+
 OPS = {
     "expert_gate": Op(gate_inputs, nk.expert_gate),
     "expert_gate pooled": Op(gate_inputs, lambda *t: nk.expert_gate(*t, pooled=True)),
@@ -132,6 +152,9 @@ OPS = {
     "window_attn": Op(windows_inputs, windows_call),
     "time_conv positions": Op(conv_inputs, conv_call),
     "time_conv front end": Op(front_inputs, front_call),
+    "norm_act": Op(norm_inputs, norm_call(False)),
+    "norm_act gelu": Op(norm_inputs, norm_call(True)),
+    "conv_norm_act": Op(wave_inputs, wave_call),
 }
 
 
