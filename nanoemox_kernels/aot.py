@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._tuning import load
+from ._tuning import load, rows_at_once
 
 # Per SM: registers, threads, shared memory in bytes, blocks (CUDA programming guide, compute capabilities).
 ARCHITECTURES = {
@@ -64,7 +64,7 @@ def cases() -> Iterator[Case]:
     from .ops.expert_fusion import kernel as fusion
     from .ops.expert_gate.kernel import _gate_combine, _gate_hidden
     from .ops.feature_taps.kernel import _residual_norm, _tap_pool
-    from .ops.norm_act.kernel import _conv_norm_act, _norm_act, rows_at_once
+    from .ops.norm_act.kernel import _conv_norm_act, _norm_act
     from .ops.temporal_xattn.kernel import _rows_linear, _xattn_context
     from .ops.time_conv.kernel import _time_conv
     from .ops.window_attn.kernel import _window_attn
@@ -143,14 +143,18 @@ def cases() -> Iterator[Case]:
              **tuned("fusion_token")),
         2 * (E * H + W * H + W) + row + 4 * (H + W + 2 * E),
     )  # fmt: skip
-    for name, R, N in (("residual_norm vision", 8, 257), ("residual_norm audio", 8, 99)):
-        D = 1024
+    settings = tuned("residual_norm")
+    for name, R, N, D, tap in (
+        ("residual_norm vision", 8, 257, 1024, 1), ("residual_norm audio", 8, 99, 1024, 0),
+        ("residual_norm face", 8, 3136, 128, 0),
+    ):  # fmt: skip
         yield Case(
             name, _residual_norm,
-            dict(y_ptr=BF16, hidden_ptr=BF16, update_ptr=BF16, weight_ptr=BF16, bias_ptr=BF16, N=N, D=D, eps=1e-5,
-                 stride_hr=N * D, stride_hn=D, stride_ur=N * D, stride_un=D, HAS_UPDATE=True, HAS_NORM=True,
-                 HAS_BIAS=True, BLOCK_D=1024, **tuned("residual_norm")),
-            2 * (4 * R * N * D + 2 * D),
+            dict(y_ptr=BF16, hidden_ptr=BF16, update_ptr=BF16, weight_ptr=BF16, bias_ptr=BF16, tap_ptr=FP32,
+                 tap_weight=1.0, R=R * N, N=N, D=D, eps=1e-5, stride_hr=N * D, stride_hn=D, stride_ur=N * D,
+                 stride_un=D, stride_tr=4096, stride_td=1, HAS_UPDATE=True, HAS_NORM=True, HAS_BIAS=True, TAP=tap,
+                 BLOCK_R=rows_at_once(settings["BLOCK"], D), BLOCK_D=D, **settings),
+            2 * (4 * R * N * D + 2 * D) + 8 * tap * R * D,
         )  # fmt: skip
     yield Case(
         "tap_pool audio", _tap_pool,

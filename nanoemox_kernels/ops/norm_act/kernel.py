@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..._tuning import on_device_of, tuned
+from ..._tuning import on_device_of, rows_at_once, tuned
 from .._dot import gelu
 from .reference import steps
 
@@ -65,11 +65,6 @@ def _conv_norm_act(
     y = _normed(h, offs_d, mask_d, norm_ptr, norm_bias_ptr, D, eps, GELU)
     mask = mask_r[:, None] & mask_d[None, :]
     tl.store(y_ptr + offs_r[:, None] * D + offs_d[None, :], y.to(y_ptr.dtype.element_ty), mask=mask)
-
-
-def rows_at_once(BLOCK: int, BLOCK_D: int) -> int:
-    """Rows of a program that holds about BLOCK numbers."""
-    return max(BLOCK // BLOCK_D, 1)
 
 
 def norm_act_fwd(x: Tensor, weight: Tensor, bias: Tensor, eps: float, gelu: bool) -> Tensor:
