@@ -25,6 +25,7 @@ SPACE = {
     "tap_pool": {"BLOCK_D": [128, 256, 512], "BLOCK_N": [32, 64, 128], "num_warps": [1, 2, 4]},
     "norm_act": {"BLOCK": [1024, 2048, 4096, 8192], "num_warps": [2, 4, 8]},
     "conv_norm_act": {"BLOCK": [8192, 16384, 32768], "num_warps": [4, 8, 16]},
+    "quick_gelu": {"BLOCK": [1024, 2048, 4096, 8192], "num_warps": [2, 4, 8]},
     "window_attn": {"num_warps": [2, 4, 8]},
     "time_conv": {
         "BLOCK_R": [64, 128], "BLOCK_N": [64], "BLOCK_K": [32, 64], "num_warps": [4, 8], "num_stages": [2, 3, 4],
@@ -84,8 +85,13 @@ def calls(B: int) -> dict[str, list]:
     def run_act():
         return nk.norm_act(wave, scale, shift, gelu=True)
 
+    wide = tensor(B * T, 257, 4 * D)
+
+    def run_quick():
+        return nk.quick_gelu_(wide)
+
     return {
-        "norm_act": [run_act], "conv_norm_act": [run_first],
+        "quick_gelu": [run_quick], "norm_act": [run_act], "conv_norm_act": [run_first],
         "window_attn": [run_windows], "time_conv": [run_positions], "time_conv_wide": [run_front],
         "gate_hidden": [run_gate], "gate_combine": [run_gate], "xattn_context": [run_xattn], "rows_linear": [run_xattn],
         "residual_norm": [run_norm], "tap_pool": [run_pool],

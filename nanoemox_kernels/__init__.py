@@ -6,6 +6,7 @@ from .ops.expert_fusion.reference import ExpertFusionWeights, FoldedExpertFusion
 from .ops.expert_gate.op import expert_gate
 from .ops.feature_taps.op import Tap, feature_taps_, tap_pool_
 from .ops.norm_act.op import conv_norm_act, norm_act
+from .ops.quick_gelu.op import quick_gelu_
 from .ops.temporal_xattn.op import temporal_xattn
 from .ops.temporal_xattn.reference import FoldedTemporalXattn, TemporalXattnWeights, fold_temporal_xattn
 from .ops.time_conv.op import time_conv
@@ -24,6 +25,7 @@ __all__ = [
     "fold_expert_fusion",
     "fold_temporal_xattn",
     "norm_act",
+    "quick_gelu_",
     "status",
     "tap_pool_",
     "temporal_xattn",

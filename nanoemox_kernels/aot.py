@@ -65,6 +65,7 @@ def cases() -> Iterator[Case]:
     from .ops.expert_gate.kernel import _gate_combine, _gate_hidden
     from .ops.feature_taps.kernel import _residual_norm, _tap_pool
     from .ops.norm_act.kernel import _conv_norm_act, _norm_act
+    from .ops.quick_gelu.kernel import _quick_gelu
     from .ops.temporal_xattn.kernel import _rows_linear, _xattn_context
     from .ops.time_conv.kernel import _time_conv
     from .ops.window_attn.kernel import _window_attn
@@ -162,6 +163,8 @@ def cases() -> Iterator[Case]:
              stride_hn=1024, stride_hd=1, MEAN=True, **tuned("tap_pool")),
         2 * 8 * 99 * 1024 + 2 * 4 * 8 * 1024,
     )  # fmt: skip
+    count = 8 * 257 * 4096
+    yield Case("quick_gelu", _quick_gelu, dict(x_ptr=BF16, COUNT=count, **tuned("quick_gelu")), 4 * count)
     # norm_act: HuBERT's first layer whole, and what follows the second product
     D, samples, kernel, stride, after = 512, 32000, 10, 5, 6399
     settings = tuned("conv_norm_act")

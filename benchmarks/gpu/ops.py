@@ -11,6 +11,7 @@ from nanoemox_kernels.ops.expert_fusion import reference as fusion
 from nanoemox_kernels.ops.expert_gate import reference as gate
 from nanoemox_kernels.ops.feature_taps import reference as taps
 from nanoemox_kernels.ops.norm_act import reference as norms
+from nanoemox_kernels.ops.quick_gelu import reference as quick
 from nanoemox_kernels.ops.temporal_xattn import reference as xattn
 from nanoemox_kernels.ops.time_conv import reference as conv
 from nanoemox_kernels.ops.window_attn import reference as windows
@@ -68,7 +69,7 @@ def cases(B: int, dtype: torch.dtype, sizes: Sizes | None = None, device: str = 
     def tensor(*size: int) -> Tensor:
         return (torch.randn(size, generator=random) * size[-1] ** -0.5).to(dtype).to(device)
 
-    for make in (_gate, _fusion, _xattn, _taps, _windows, _conv, _norms):
+    for make in (_gate, _fusion, _xattn, _taps, _windows, _conv, _norms, _quick):
         yield from make(B, s, tensor)
 
 
@@ -220,6 +221,17 @@ def _norms(B: int, s: Sizes, tensor: Callable[..., Tensor]) -> Iterator[Case]:
         "compiled": lambda *t: (fused_norm(*t),),
     }
     yield Case("norm_act gelu", inputs, functions, *norms.cost(rows, D, itemsize=inputs[0].itemsize))
+
+
+def _quick(B: int, s: Sizes, tensor: Callable[..., Tensor]) -> Iterator[Case]:
+    x = tensor(B * s.T, s.vision, 4 * s.D)
+    fused = compiled(quick.quick_gelu_)
+    functions = {
+        "ours": lambda x: (nk.quick_gelu_(x),),
+        "eager": lambda x: (quick.quick_gelu_(x), x)[1:],
+        "compiled": lambda x: (fused(x), x)[1:],
+    }
+    yield Case("quick_gelu_", [x], functions, *quick.cost(x.numel(), itemsize=x.itemsize))
 
 
 def _norm_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ PLANNED = dict.fromkeys(
 WIDE = {"time_conv": 192, "time_conv_wide": 192}  # registers: their tiles of sums are large, so that operands are few
 PLANNED |= dict.fromkeys(WIDE, 0.15)
 # Loads of 16 bytes at least, where they are not three: what else is read is small, and scattered or read in less.
-FEW_LOADS = {"xattn_context": 2, "norm_act": 2, "norm_act patches": 2, "conv_norm_act": 0}
+FEW_LOADS = {"xattn_context": 2, "quick_gelu": 2, "norm_act": 2, "norm_act patches": 2, "conv_norm_act": 0}
 
 
 def test_resources_on_the_4090(rows):

@@ -5,13 +5,19 @@ import torch
 
 import nanoemox
 from nanoemox_kernels.ops.norm_act import op as norm_act
+from nanoemox_kernels.ops.quick_gelu import op as quick_gelu
 from nanoemox_kernels.ops.time_conv import op as time_conv
 from nanoemox_kernels.ops.window_attn import op as window_attn
 
-INPUTS = {"face": lambda: torch.randint(0, 256, (1, 1, 3, 230, 224)), "audio": lambda: 0.1 * torch.randn(1, 1, 8000)}
+INPUTS = {
+    "vision": lambda: torch.randint(0, 256, (1, 1, 3, 224, 224)),
+    "face": lambda: torch.randint(0, 256, (1, 1, 3, 230, 224)),
+    "audio": lambda: 0.1 * torch.randn(1, 1, 8000),
+}
 
 NORM = (norm_act, "_norm", "_norm_cuda")
 OPS = {
+    "vision": [(quick_gelu, "_op", "_cuda"), NORM],
     "face": [(window_attn, "_op", "_cuda"), NORM],
     "audio": [(time_conv, "_op", "_cuda"), (norm_act, "_conv", "_conv_cuda"), NORM],
 }
@@ -23,11 +29,11 @@ OPS = {
 def test_fused_ops_change_nothing(part, monkeypatch):
     for module in ("linear", "attention"):  # weights in PyTorch's order, as a GPU has them
         monkeypatch.setattr(f"nanoemox.fast.{module}.multiplies_packed", lambda device, dtype: False)
-    encoder = getattr(nanoemox.load("demo", fast=True, dtype="float32", device="cpu"), part)
     x, calls = INPUTS[part](), []
-    want = encoder(x)
-    for module in ("linear", "swin", "audio"):
+    want = getattr(nanoemox.load("demo", fast=True, dtype="float32", device="cpu"), part)(x)
+    for module in ("linear", "swin", "audio", "vision"):
         monkeypatch.setattr(f"nanoemox.fast.{module}.has_fused_ops", lambda x: True)
+    encoder = getattr(nanoemox.load("demo", fast=True, dtype="float32", device="cpu"), part)
     for op, name, kernel in OPS[part]:
         kernel = getattr(op, kernel)
 

@@ -141,6 +141,10 @@ def wave_call(*tensors):
     return (nk.conv_norm_act(*tensors, stride=5, gelu=True),)
 
 
+def quick_inputs(s, dtype, device):
+    return [random((s.B, s.N, s.D), dtype, device, 4.0)]
+
+
 OPS = {
     "expert_gate": Op(gate_inputs, nk.expert_gate),
     "expert_gate pooled": Op(gate_inputs, lambda *t: nk.expert_gate(*t, pooled=True)),
@@ -154,6 +158,7 @@ OPS = {
     "time_conv front end": Op(front_inputs, front_call),
     "norm_act": Op(norm_inputs, norm_call(False)),
     "norm_act gelu": Op(norm_inputs, norm_call(True)),
+    "quick_gelu_": Op(quick_inputs, lambda x: (nk.quick_gelu_(x),)),
     "conv_norm_act": Op(wave_inputs, wave_call),
 }
 
