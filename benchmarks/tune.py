@@ -25,6 +25,7 @@ SPACE = {
     "tap_pool": {"BLOCK_D": [128, 256, 512], "BLOCK_N": [32, 64, 128], "num_warps": [1, 2, 4]},
     "norm_act": {"BLOCK": [1024, 2048, 4096, 8192], "num_warps": [2, 4, 8]},
     "conv_norm_act": {"BLOCK": [8192, 16384, 32768], "num_warps": [4, 8, 16]},
+    "tap_part": {"SPAN": [128, 256, 512], "BLOCK_D": [64, 128], "BLOCK_N": [32, 64, 128], "num_warps": [2, 4, 8]},
     "quick_gelu": {"BLOCK": [1024, 2048, 4096, 8192], "num_warps": [2, 4, 8]},
     "window_attn": {"num_warps": [2, 4, 8]},
     "time_conv": {
@@ -90,8 +91,13 @@ def calls(B: int) -> dict[str, list]:
     def run_quick():
         return nk.quick_gelu_(wide)
 
+    stage, means = tensor(B * T, 56 * 56, 128), torch.zeros(B * T, 128, device="cuda")
+
+    def run_part():
+        return nk.tap_pool_(means, stage, 1.0, "mean")
+
     return {
-        "quick_gelu": [run_quick], "norm_act": [run_act], "conv_norm_act": [run_first],
+        "tap_part": [run_part], "quick_gelu": [run_quick], "norm_act": [run_act], "conv_norm_act": [run_first],
         "window_attn": [run_windows], "time_conv": [run_positions], "time_conv_wide": [run_front],
         "gate_hidden": [run_gate], "gate_combine": [run_gate], "xattn_context": [run_xattn], "rows_linear": [run_xattn],
         "residual_norm": [run_norm], "tap_pool": [run_pool],

@@ -63,7 +63,7 @@ def cases() -> Iterator[Case]:
     """Sizes of the published model at batch 1; architecture sections 2, 7 and 8."""
     from .ops.expert_fusion import kernel as fusion
     from .ops.expert_gate.kernel import _gate_combine, _gate_hidden
-    from .ops.feature_taps.kernel import _residual_norm, _tap_pool
+    from .ops.feature_taps.kernel import _residual_norm, _tap_part, _tap_pool
     from .ops.norm_act.kernel import _conv_norm_act, _norm_act
     from .ops.quick_gelu.kernel import _quick_gelu
     from .ops.temporal_xattn.kernel import _rows_linear, _xattn_context
@@ -159,9 +159,22 @@ def cases() -> Iterator[Case]:
         )  # fmt: skip
     yield Case(
         "tap_pool audio", _tap_pool,
-        dict(out_ptr=FP32, hidden_ptr=BF16, weight=1.0, N=99, D=1024, stride_or=3072, stride_od=1, stride_hr=99 * 1024,
+        dict(out_ptr=FP32, hidden_ptr=BF16, weight=1.0, N=99, D=1024, count=99, stride_or=3072, stride_od=1, stride_hr=99 * 1024,
              stride_hn=1024, stride_hd=1, MEAN=True, **tuned("tap_pool")),
         2 * 8 * 99 * 1024 + 2 * 4 * 8 * 1024,
+    )  # fmt: skip
+    N, D, settings = 3136, 128, tuned("tap_part")  # the first of Swin's stages
+    parts = -(-N // settings["SPAN"])
+    yield Case(
+        "tap_part face", _tap_part,
+        dict(part_ptr=FP32, hidden_ptr=BF16, N=N, D=D, stride_hr=N * D, stride_hn=D, stride_hd=1, **settings),
+        2 * 8 * N * D + 4 * 8 * parts * D,
+    )  # fmt: skip
+    yield Case(
+        "tap_sum face", _tap_pool,
+        dict(out_ptr=FP32, hidden_ptr=FP32, weight=1.0, N=parts, D=D, count=N, stride_or=1920, stride_od=1,
+             stride_hr=parts * D, stride_hn=D, stride_hd=1, MEAN=True, **tuned("tap_sum")),
+        4 * 8 * (parts + 2) * D,
     )  # fmt: skip
     count = 8 * 257 * 4096
     yield Case("quick_gelu", _quick_gelu, dict(x_ptr=BF16, COUNT=count, **tuned("quick_gelu")), 4 * count)

@@ -48,12 +48,13 @@ class Sizes:
     vision: int = 257  # rows of a frame
     audio: int = 99  # rows of a window
     stage: tuple[int, int, int] = (14, 14, 16)  # the longest of Swin's stages: height, width, heads of 32
+    map: tuple[int, int] = (3136, 128)  # rows and width of the first of them
     group: int = 64  # channels of a group of the positional convolution
     front: int = 512  # channels of the front end
 
 
 SMALL = Sizes(
-    T=5, D=96, H=72, W=40, C=40, M=3, P=56, vision=17, audio=9, stage=(9, 8, 3), group=20, front=24
+    T=5, D=96, H=72, W=40, C=40, M=3, P=56, vision=17, audio=9, stage=(9, 8, 3), map=(530, 12), group=20, front=24
 )  # masks of every kind
 
 
@@ -147,9 +148,12 @@ def _taps(B: int, s: Sizes, tensor: Callable[..., Tensor]) -> Iterator[Case]:
         cost = taps.cost(R, N, D, 1, itemsize=inputs[0].itemsize)
         functions = {"ours": ours, "eager": definition(taps.feature_taps_), "compiled": definition(fused)}
         yield Case(f"feature_taps_ {encoder}", inputs, functions, *cost)
-    for select, rows in (("mean", s.audio), ("cls", 1)):
+    for name, select, N, D in (
+        ("mean", "mean", s.audio, s.D), ("cls", "cls", s.audio, s.D), ("mean of a map", "mean", *s.map),
+    ):  # fmt: skip
         mean = select == "mean"
-        hidden = tensor(R, s.audio, D)
+        rows = N if mean else 1
+        hidden = tensor(R, N, D)
         inputs = [torch.zeros(R, D).to(hidden.device), hidden]
         functions = {
             "ours": lambda out, hidden, select=select: (nk.tap_pool_(out, hidden, 0.25, select), out)[1:],
@@ -157,7 +161,7 @@ def _taps(B: int, s: Sizes, tensor: Callable[..., Tensor]) -> Iterator[Case]:
             "compiled": lambda out, hidden, mean=mean: (fused_pool(out, hidden, 0.25, mean), out)[1:],
         }
         moved = R * D * (rows * hidden.itemsize + 8)  # hidden read; the fp32 slice read and written
-        yield Case(f"tap_pool_ {select}", inputs, functions, moved, R * D * rows)
+        yield Case(f"tap_pool_ {name}", inputs, functions, moved, R * D * rows)
 
 
 def _windows(B: int, s: Sizes, tensor: Callable[..., Tensor]) -> Iterator[Case]:

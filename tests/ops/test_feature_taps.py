@@ -51,6 +51,18 @@ def test_pool_kernel_matches_the_definition(shape, dtype, mean, device):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("N", [513, 700, 768])
+def test_a_long_mean_in_parts(N, dtype, device):
+    """More rows than one program sums, the last part full or of one row; strided."""
+    hidden, buffer = random((2, 40, N), dtype, device).transpose(1, 2), random((2, 40), torch.float32, device)
+    low, exact, got = buffer.clone(), buffer.double(), buffer.clone()
+    reference.tap_pool_(low, hidden, 0.25, True)
+    reference.tap_pool_(exact, hidden.double(), 0.25, True)
+    tap_pool_fwd(got, hidden, 0.25, True)
+    assert_as_good_as(got, low, exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("of_norm", [False, True])
 def test_a_row_is_tapped_on_the_way(dtype, of_norm, device):
     """The first row tap of a layer is written by the norm's kernel, in any place of the list; rows share programs."""

@@ -81,6 +81,11 @@ def pool_inputs(s, dtype, device):
     return [random((s.B * s.T, 3 * s.D), torch.float32, device), random((s.B * s.T, s.N, s.D), dtype, device)]
 
 
+def map_inputs(s, dtype, device):
+    rows = s.D if s is MODEL else 530
+    return [random((s.B, 3 * s.C), torch.float32, device), random((s.B, rows, s.C), dtype, device)]
+
+
 def pool_call(select):
     def call(out, hidden):
         D = hidden.shape[2]
@@ -152,6 +157,7 @@ OPS = {
     "temporal_xattn": Op(xattn_inputs, xattn_call),
     "feature_taps_": Op(taps_inputs, taps_call),
     "tap_pool_ mean": Op(pool_inputs, pool_call("mean")),
+    "tap_pool_ mean of a map": Op(map_inputs, pool_call("mean")),
     "tap_pool_ cls": Op(pool_inputs, pool_call("cls")),
     "window_attn": Op(windows_inputs, windows_call),
     "time_conv positions": Op(conv_inputs, conv_call),

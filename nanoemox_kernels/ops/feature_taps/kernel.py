@@ -52,29 +52,51 @@ def _residual_norm(
 
 
 @triton.jit
+def _sum_of_rows(place, first, last, stride_n, mask_d, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
+    """[BLOCK_D] in fp32: rows first to last, BLOCK_N of them in flight at a time."""
+    total = tl.zeros([BLOCK_D], dtype=tl.float32)
+    for start in range(first, last, BLOCK_N):
+        offs_n = start + tl.arange(0, BLOCK_N)
+        mask = (offs_n < last)[:, None] & mask_d[None, :]
+        tile = tl.load(place[None, :] + (offs_n.to(tl.int64) * stride_n)[:, None], mask=mask, other=0.0)
+        total += tl.sum(tile.to(tl.float32), axis=0)
+    return total
+
+
+@triton.jit
 def _tap_pool(
     out_ptr, hidden_ptr, weight,
-    N, D,
+    N, D, count,
     stride_or, stride_od, stride_hr, stride_hn, stride_hd,
     MEAN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):
-    """One r and a block of D: out += weight * pooled. A mean has BLOCK_N rows in flight at a time."""
+    """One r and a block of D: out += weight * pooled; a mean is the sum of N rows over `count`."""
     r = tl.program_id(0).to(tl.int64)
     offs_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     mask_d = offs_d < D
     row = hidden_ptr + r * stride_hr + offs_d.to(tl.int64) * stride_hd
     if MEAN:
-        value = tl.zeros([BLOCK_D], dtype=tl.float32)
-        for first in range(0, N, BLOCK_N):
-            offs_n = first + tl.arange(0, BLOCK_N)
-            mask = (offs_n < N)[:, None] & mask_d[None, :]
-            tile = tl.load(row[None, :] + (offs_n.to(tl.int64) * stride_hn)[:, None], mask=mask, other=0.0)
-            value += tl.sum(tile.to(tl.float32), axis=0)
-        value = value / N
+        value = _sum_of_rows(row, 0, N, stride_hn, mask_d, BLOCK_N, BLOCK_D) / count
     else:
         value = tl.load(row, mask=mask_d, other=0.0).to(tl.float32)
     place = out_ptr + r * stride_or + offs_d.to(tl.int64) * stride_od
     tl.store(place, tl.load(place, mask=mask_d, other=0.0) + weight * value, mask=mask_d)
+
+
+@triton.jit
+def _tap_part(
+    part_ptr, hidden_ptr,
+    N, D,
+    stride_hr, stride_hn, stride_hd,
+    SPAN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):
+    """One r, a block of D and SPAN rows: their sum. part: [R,parts,D]."""
+    r, split = tl.program_id(0).to(tl.int64), tl.program_id(2)
+    offs_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    mask_d = offs_d < D
+    row = hidden_ptr + r * stride_hr + offs_d.to(tl.int64) * stride_hd
+    value = _sum_of_rows(row, split * SPAN, min(split * SPAN + SPAN, N), stride_hn, mask_d, BLOCK_N, BLOCK_D)
+    tl.store(part_ptr + (r * tl.num_programs(2) + split) * D + offs_d, value, mask=mask_d)
 
 
 def residual_norm_fwd(
@@ -108,11 +130,18 @@ def residual_norm_fwd(
 
 
 def tap_pool_fwd(out: Tensor, hidden: Tensor, weight: float, mean: bool) -> None:
-    R, N, D = hidden.shape
+    (R, N, D), count = hidden.shape, hidden.shape[1]
     if out.numel() == 0:
         return
-    settings = tuned("tap_pool" if mean else "tap_row")
+    part = tuned("tap_part")
     with on_device_of(out):
+        if mean and N > 2 * part["SPAN"]:  # a few images of many rows: too few programs, were a sum one program's
+            parts = triton.cdiv(N, part["SPAN"])
+            sums = torch.empty(R, parts, D, dtype=torch.float32, device=out.device)
+            _tap_part[(R, triton.cdiv(D, part["BLOCK_D"]), parts)](sums, hidden, N, D, *hidden.stride(), **part)
+            hidden, N, settings = sums, parts, tuned("tap_sum")
+        else:
+            settings = tuned("tap_pool" if mean else "tap_row")
         _tap_pool[(R, triton.cdiv(D, settings["BLOCK_D"]))](
-            out, hidden, weight, N, D, *out.stride(), *hidden.stride(), MEAN=mean, **settings
+            out, hidden, weight, N, D, count, *out.stride(), *hidden.stride(), MEAN=mean, **settings
         )
