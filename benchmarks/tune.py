@@ -27,7 +27,7 @@ SPACE = {
     "conv_norm_act": {"BLOCK": [8192, 16384, 32768], "num_warps": [4, 8, 16]},
     "tap_part": {"SPAN": [128, 256, 512], "BLOCK_D": [64, 128], "BLOCK_N": [32, 64, 128], "num_warps": [2, 4, 8]},
     "quick_gelu": {"BLOCK": [1024, 2048, 4096, 8192], "num_warps": [2, 4, 8]},
-    "window_attn": {"num_warps": [2, 4, 8]},
+    "window_attn": {"PROGRAMS": [512, 1024, 2048, 4096], "num_warps": [2, 4], "num_stages": [1, 2, 3]},
     "time_conv": {
         "BLOCK_R": [64, 128], "BLOCK_N": [64], "BLOCK_K": [32, 64], "num_warps": [4, 8], "num_stages": [2, 3, 4],
     },

@@ -159,8 +159,8 @@ def cases() -> Iterator[Case]:
         )  # fmt: skip
     yield Case(
         "tap_pool audio", _tap_pool,
-        dict(out_ptr=FP32, hidden_ptr=BF16, weight=1.0, N=99, D=1024, count=99, stride_or=3072, stride_od=1, stride_hr=99 * 1024,
-             stride_hn=1024, stride_hd=1, MEAN=True, **tuned("tap_pool")),
+        dict(out_ptr=FP32, hidden_ptr=BF16, weight=1.0, N=99, D=1024, count=99, stride_or=3072, stride_od=1,
+             stride_hr=99 * 1024, stride_hn=1024, stride_hd=1, MEAN=True, **tuned("tap_pool")),
         2 * 8 * 99 * 1024 + 2 * 4 * 8 * 1024,
     )  # fmt: skip
     N, D, settings = 3136, 128, tuned("tap_part")  # the first of Swin's stages
@@ -201,6 +201,7 @@ def cases() -> Iterator[Case]:
         yield Case(
             f"window_attn{' shifted' * bool(shift)}", _window_attn,
             dict(out_ptr=BF16, qkv_ptr=BF16, bias_ptr=BF16, padding_ptr=BF16, height=side, width=side, C=C, scale=0.17,
+                 PLACES=32, PER=1,
                  stride_xn=3 * C * side**2, stride_xt=3 * C, stride_bh=64 * 64, stride_bm=64, HEADS=h, D=C // h,
                  WINDOW=window, SHIFT=shift, PADDED=False, WHOLE=True, BLOCK_N=64, BLOCK_D=32, **tuned("window_attn")),
             2 * (8 * side**2 * 4 * C + h * 64 * 64),

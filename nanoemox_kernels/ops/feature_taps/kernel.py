@@ -135,7 +135,7 @@ def tap_pool_fwd(out: Tensor, hidden: Tensor, weight: float, mean: bool) -> None
         return
     part = tuned("tap_part")
     with on_device_of(out):
-        if mean and N > 2 * part["SPAN"]:  # a few images of many rows: too few programs, were a sum one program's
+        if mean and 2 * part["SPAN"] < N:  # few images of many rows: too few programs, were a sum one program's
             parts = triton.cdiv(N, part["SPAN"])
             sums = torch.empty(R, parts, D, dtype=torch.float32, device=out.device)
             _tap_part[(R, triton.cdiv(D, part["BLOCK_D"]), parts)](sums, hidden, N, D, *hidden.stride(), **part)
