@@ -31,6 +31,9 @@ SPACE = {
     "time_conv": {
         "BLOCK_R": [64, 128], "BLOCK_N": [64], "BLOCK_K": [32, 64], "num_warps": [4, 8], "num_stages": [2, 3, 4],
     },
+    "time_conv_one": {
+        "BLOCK_R": [64, 128], "BLOCK_N": [64, 128, 256], "BLOCK_K": [64], "num_warps": [4, 8], "num_stages": [2, 3, 4],
+    },
     "time_conv_wide": {
         "BLOCK_R": [64, 128], "BLOCK_N": [128, 256], "BLOCK_K": [32, 64], "num_warps": [4, 8], "num_stages": [3, 4],
     },
@@ -65,12 +68,12 @@ def calls(B: int) -> dict[str, list]:
     def run_pool():
         return nk.tap_pool_(out, hidden, 0.25, "mean")
 
-    qkv, bias = tensor(B * T, 14 * 14, 3 * H), tensor(16, 64, 64)
+    qkv, pairs = tensor(B * T, 14 * 14, 3 * H), tensor(16, 64, 64)
     row, filters, front = tensor(B * T, 99, D), tensor(D, 128 * 64), tensor(H, 3 * H)
     wave = tensor(B * T, 3199, H)
 
     def run_windows():
-        return nk.window_attn(qkv, bias, 14, 14, window=7, shift=3)
+        return nk.window_attn(qkv, pairs, 14, 14, window=7, shift=3)
 
     def run_positions():
         return nk.time_conv(row, filters, weight, kernel=128, padding=64, trim=1, gelu=True)
@@ -96,8 +99,15 @@ def calls(B: int) -> dict[str, list]:
     def run_part():
         return nk.tap_pool_(means, stage, 1.0, "mean")
 
+    layers = [(stage, 128), (tensor(B * T, 196, 512), 512)]
+    ups = [(x, tensor(4 * C, C), tensor(4 * C)) for x, C in layers]
+
+    def run_up(i):
+        return nk.time_conv(*ups[i], kernel=1, gelu=True)
+
     return {
-        "tap_part": [run_part], "quick_gelu": [run_quick], "norm_act": [run_act], "conv_norm_act": [run_first],
+        "time_conv_one": [lambda: run_up(0), lambda: run_up(1)], "tap_part": [run_part], "quick_gelu": [run_quick], "norm_act": [run_act],
+        "conv_norm_act": [run_first],
         "window_attn": [run_windows], "time_conv": [run_positions], "time_conv_wide": [run_front],
         "gate_hidden": [run_gate], "gate_combine": [run_gate], "xattn_context": [run_xattn], "rows_linear": [run_xattn],
         "residual_norm": [run_norm], "tap_pool": [run_pool],

@@ -206,15 +206,16 @@ def cases() -> Iterator[Case]:
                  WINDOW=window, SHIFT=shift, PADDED=False, WHOLE=True, BLOCK_N=64, BLOCK_D=32, **tuned("window_attn")),
             2 * (8 * side**2 * 4 * C + h * 64 * 64),
         )  # fmt: skip
-    # time_conv: HuBERT's second layer and its positions, one clip
+    # time_conv: HuBERT's second layer and its positions, and the first half of Swin's MLP; one clip
     for name, T, after, C, N, kernel, stride, pad, groups in (
         ("time_conv", 99, 99, 64, 64, 128, 1, 64, 16), ("time_conv_wide", 6399, 3199, 512, 512, 3, 2, 0, 1),
+        ("time_conv_one", 196, 196, 512, 2048, 1, 1, 0, 1),
     ):  # fmt: skip
         yield Case(
             name, _time_conv,
             dict(out_ptr=BF16, x_ptr=BF16, weight_ptr=BF16, bias_ptr=BF16, R=8 * after, T=T, AFTER=after, N=N,
                  OUT=N * groups, stride_xn=T * C * groups, stride_xt=C * groups, C=C, KERNEL=kernel, STRIDE=stride,
-                 PADDING=pad, HAS_BIAS=True, GELU=groups > 1, **tuned(name)),
+                 PADDING=pad, HAS_BIAS=True, GELU=stride == 1, **tuned(name)),
             2 * (8 * T * C * groups + N * groups * (kernel * C + 1) + 8 * after * N * groups),
         )  # fmt: skip
 

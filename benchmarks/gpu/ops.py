@@ -70,7 +70,7 @@ def cases(B: int, dtype: torch.dtype, sizes: Sizes | None = None, device: str = 
     def tensor(*size: int) -> Tensor:
         return (torch.randn(size, generator=random) * size[-1] ** -0.5).to(dtype).to(device)
 
-    for make in (_gate, _fusion, _xattn, _taps, _windows, _conv, _norms, _quick):
+    for make in (_gate, _fusion, _xattn, _taps, _windows, _conv, _up, _norms, _quick):
         yield from make(B, s, tensor)
 
 
@@ -200,6 +200,24 @@ def _conv(B: int, s: Sizes, tensor: Callable[..., Tensor]) -> Iterator[Case]:
         }
         cost = conv.cost(n, T, C * G, C * G, kernel, stride, G, padding, trim, itemsize=inputs[0].itemsize)
         yield Case(f"time_conv {name}", inputs, functions, *cost)
+
+
+def _up(B: int, s: Sizes, tensor: Callable[..., Tensor]) -> Iterator[Case]:
+    """The first half of Swin's MLP as time_conv with one tap, in the first and in the longest of its stages."""
+    (height, width, heads), fused = s.stage, compiled(_linear_gelu)
+    for name, rows, C in (("a wide map", *s.map), ("a map", height * width, 32 * heads)):
+        inputs = [tensor(B * s.T, rows, C), tensor(4 * C, C), tensor(4 * C)]
+        functions = {
+            "ours": lambda *t: (nk.time_conv(*t, kernel=1, gelu=True),),
+            "eager": lambda *t: (_linear_gelu(*t),),
+            "compiled": lambda *t: (fused(*t),),
+        }
+        cost = conv.cost(B * s.T, rows, C, 4 * C, 1, 1, 1, itemsize=inputs[0].itemsize)
+        yield Case(f"time_conv MLP of {name}", inputs, functions, *cost)
+
+
+def _linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.nn.functional.gelu(torch.nn.functional.linear(x, weight, bias))
 
 
 def _norms(B: int, s: Sizes, tensor: Callable[..., Tensor]) -> Iterator[Case]:

@@ -18,7 +18,7 @@ INPUTS = {
 NORM = (norm_act, "_norm", "_norm_cuda")
 OPS = {
     "vision": [(quick_gelu, "_op", "_cuda"), NORM],
-    "face": [(window_attn, "_op", "_cuda"), NORM],
+    "face": [(window_attn, "_op", "_cuda"), (time_conv, "_op", "_cuda"), NORM],
     "audio": [(time_conv, "_op", "_cuda"), (norm_act, "_conv", "_conv_cuda"), NORM],
 }
 

@@ -49,10 +49,10 @@ def _conv_norm_act(
     BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
 ):
     """Rows (item, step): their windows of the signal times all D filters, which stay on chip up to the one store."""
-    offs_r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    offs_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     offs_d, offs_k = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_K)
     mask_r, mask_d, mask_k = offs_r < R, offs_d < D, offs_k < KERNEL
-    first = (offs_r // AFTER) * stride_xn + (offs_r % AFTER) * STRIDE * stride_xt
+    first = (offs_r // AFTER).to(tl.int64) * stride_xn + (offs_r % AFTER).to(tl.int64) * STRIDE * stride_xt
     x = tl.load(
         x_ptr + first[:, None] + (offs_k * stride_xt)[None, :], mask=mask_r[:, None] & mask_k[None, :], other=0.0
     )
@@ -64,7 +64,7 @@ def _conv_norm_act(
         h += tl.load(bias_ptr + offs_d, mask=mask_d, other=0.0).to(tl.float32)[None, :]
     y = _normed(h, offs_d, mask_d, norm_ptr, norm_bias_ptr, D, eps, GELU)
     mask = mask_r[:, None] & mask_d[None, :]
-    tl.store(y_ptr + offs_r[:, None] * D + offs_d[None, :], y.to(y_ptr.dtype.element_ty), mask=mask)
+    tl.store(y_ptr + offs_r.to(tl.int64)[:, None] * D + offs_d[None, :], y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 def norm_act_fwd(x: Tensor, weight: Tensor, bias: Tensor, eps: float, gelu: bool) -> Tensor:
