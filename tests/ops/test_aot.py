@@ -31,7 +31,8 @@ PLANNED = dict.fromkeys(
     ["xattn hidden", "xattn tokens", "fusion_attend", "fusion_last", "fusion_gate", "fusion_token"], 0.2
 )
 # Registers: tiles of sums are large, so that operands are few; a bias stays for several windows, the next is coming.
-WIDE = {"time_conv": 192, "time_conv_wide": 192, "window_attn": 168, "window_attn shifted": 168}
+WIDE = dict.fromkeys(["time_conv", "time_conv_wide", "time_conv_one"], 192)
+WIDE |= {"window_attn": 168, "window_attn shifted": 168}
 PLANNED |= dict.fromkeys(WIDE, 0.15)
 # Loads of 16 bytes at least, where they are not three: what else is read is small, and scattered or read in less.
 FEW_LOADS = {"xattn_context": 2, "quick_gelu": 2, "norm_act": 2, "norm_act patches": 2, "conv_norm_act": 0}

@@ -95,7 +95,8 @@ def _tap_part(
     offs_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     mask_d = offs_d < D
     row = hidden_ptr + r * stride_hr + offs_d.to(tl.int64) * stride_hd
-    value = _sum_of_rows(row, split * SPAN, min(split * SPAN + SPAN, N), stride_hn, mask_d, BLOCK_N, BLOCK_D)
+    first = split * SPAN
+    value = _sum_of_rows(row, first, tl.minimum(first + SPAN, N), stride_hn, mask_d, BLOCK_N, BLOCK_D)
     tl.store(part_ptr + (r * tl.num_programs(2) + split) * D + offs_d, value, mask=mask_d)
 
 

@@ -48,7 +48,7 @@ def _window_attn(
     else:
         bias = tl.load(pairs, mask=real[:, None] & real[None, :], other=0.0)
     bias = tl.where(real[None, :], bias.to(tl.float32) * 1.4426950408889634, float("-inf"))
-    for place in range(group * PER, min(group * PER + PER, PLACES)):
+    for place in range(group * PER, tl.minimum(group * PER + PER, PLACES)):
         item, w = (place // (down * across)).to(tl.int64), place % (down * across)
         y = (w // across) * WINDOW + in_y  # in the rolled map
         x = (w % across) * WINDOW + in_x
