@@ -90,12 +90,12 @@ class _Convolution(nn.Module):
         super().__init__()
         self.kernel, self.stride = config.conv_kernel[layer], config.conv_stride[layer]
         stem = weights.under(f"{layer}.")
-        normed = config.conv_norm == "layer" or layer == 0
-        self.activation = config.conv_activation if normed else "none"
+        has_norm = config.conv_norm == "layer" or layer == 0
+        self.activation = config.conv_activation if has_norm else "none"
         bias = stem.take("conv.bias") if config.conv_bias else None
         weight = stem.take("conv.weight").transpose(1, 2).flatten(1)  # [out,kernel*in]
-        self.product = pack(weight, bias, "none" if normed else config.conv_activation)
-        self.norm = stem.norm("layer_norm") if normed else None
+        self.product = pack(weight, bias, "none" if has_norm else config.conv_activation)
+        self.norm = stem.norm("layer_norm") if has_norm else None
         self.over_time = config.conv_norm == "group"
 
     def forward(self, x: Tensor) -> Tensor:
