@@ -73,7 +73,8 @@ class FastAudio(Replayed, AudioEncoder):
         config, dtype = self.config, next(self.parameters()).dtype
         waves = self.preprocess(windows).flatten(0, 1).to(dtype)
         first = waves.shape[1] // config.conv_stride[0] * config.conv_dim[0]
-        hidden = torch.cat([self.listen(part) for part in pieces(waves, 2 * first * dtype.itemsize)])
+        heard = [self.listen(part) for part in pieces(waves, 2 * first * dtype.itemsize)]
+        hidden = torch.cat(heard) if len(heard) > 1 else heard[0]
         N, T, D = hidden.shape
         out = torch.zeros(N, (len(config.taps) + 1) * D, device=hidden.device)
         parts = pieces(hidden, T * config.mlp_size * dtype.itemsize)

@@ -116,12 +116,12 @@ def residual_norm_fwd(
     use = dict(tuned("residual_norm"))
     block = triton.next_power_of_2(D)
     rows = rows_at_once(use.pop("BLOCK"), block)
-    out, share, of_norm = tap or (y[:, 0], 0.0, False)
+    out, share, of_norm = tap or (y, 0.0, False)
     with on_device_of(y):
         _residual_norm[(triton.cdiv(R * N, rows),)](
             y, work, work if update is None else update, y if weight is None else weight, y if bias is None else bias,
             out, share, R * N, N, D, eps, *work.stride()[:2], *(work if update is None else update).stride()[:2],
-            *out.stride(), HAS_UPDATE=update is not None, HAS_NORM=weight is not None,
+            *out.stride()[:2], HAS_UPDATE=update is not None, HAS_NORM=weight is not None,
             HAS_BIAS=weight is not None and bias is not None, TAP=0 if tap is None else 1 + of_norm, BLOCK_R=rows,
             BLOCK_D=block, **use,
         )
