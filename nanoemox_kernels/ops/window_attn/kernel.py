@@ -96,6 +96,8 @@ def window_attn_fwd(
     size, block = C // heads, tiles(window, C // heads)
     places, use = n * triton.cdiv(height, window) * triton.cdiv(width, window), dict(tuned("window_attn"))
     per = max(places * heads // use.pop("PROGRAMS"), 1)  # a program reads the bias once; they still fill a GPU
+    if block[0] > 64:  # no room on chip for the next window's rows
+        use["num_stages"] = 1
     with on_device_of(out):
         _window_attn[(triton.cdiv(places, per) * heads,)](
             out, qkv, bias, padding if padded else bias, height, width, C, size**-0.5 * math.log2(math.e), places, per,
