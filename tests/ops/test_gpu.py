@@ -146,17 +146,9 @@ def wave_call(*tensors):
     return (nk.conv_norm_act(*tensors, stride=5, gelu=True),)
 
 
-def quick_inputs(s, dtype, device):
-    return [random((s.B, s.N, s.D), dtype, device, 4.0)]
-
-
 def up_inputs(s, dtype, device):
     w, C = weight(dtype, device), (512 if s is MODEL else 20)
     return [random((s.B, 196, C), dtype, device), w(4 * C, C), w(4 * C)]
-
-
-def up_call(x, weight, bias):
-    return (nk.time_conv(x, weight, bias, kernel=1, gelu=True),)
 
 
 OPS = {
@@ -171,10 +163,10 @@ OPS = {
     "window_attn": Op(windows_inputs, windows_call),
     "time_conv positions": Op(conv_inputs, conv_call),
     "time_conv front end": Op(front_inputs, front_call),
-    "time_conv one tap": Op(up_inputs, up_call),
+    "time_conv one tap": Op(up_inputs, lambda *t: (nk.time_conv(*t, kernel=1, gelu=True),)),
     "norm_act": Op(norm_inputs, norm_call(False)),
     "norm_act gelu": Op(norm_inputs, norm_call(True)),
-    "quick_gelu_": Op(quick_inputs, lambda x: (nk.quick_gelu_(x),)),
+    "quick_gelu_": Op(lambda s, *kind: [random((s.B, s.N, s.D), *kind, 4.0)], lambda x: (nk.quick_gelu_(x),)),
     "conv_norm_act": Op(wave_inputs, wave_call),
 }
 
