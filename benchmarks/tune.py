@@ -21,11 +21,18 @@ SPACE = {
     "gate_combine": {"BLOCK": [128, 256, 512], "num_warps": [2, 4]},
     "xattn_context": {"num_warps": [1, 2, 4]},
     "rows_linear": {"BLOCK_R": [16, 32], "BLOCK_N": [16, 32, 64], "BLOCK_K": [64, 128], "num_warps": [2, 4]},
-    "residual_norm": {"num_warps": [1, 2, 4, 8]},
+    "residual_norm": {"BLOCK": [1024, 2048, 4096], "num_warps": [1, 2, 4, 8]},
     "tap_pool": {"BLOCK_D": [128, 256, 512], "BLOCK_N": [32, 64, 128], "num_warps": [1, 2, 4]},
-    "window_attn": {"num_warps": [2, 4, 8]},
+    "norm_act": {"BLOCK": [1024, 2048, 4096, 8192], "num_warps": [2, 4, 8]},
+    "conv_norm_act": {"BLOCK": [8192, 16384, 32768], "num_warps": [4, 8, 16]},
+    "tap_part": {"SPAN": [128, 256, 512], "BLOCK_D": [64, 128], "BLOCK_N": [32, 64, 128], "num_warps": [2, 4, 8]},
+    "quick_gelu": {"BLOCK": [1024, 2048, 4096, 8192], "num_warps": [2, 4, 8]},
+    "window_attn": {"PROGRAMS": [512, 1024, 2048, 4096], "num_warps": [2, 4], "num_stages": [1, 2, 3]},
     "time_conv": {
         "BLOCK_R": [64, 128], "BLOCK_N": [64], "BLOCK_K": [32, 64], "num_warps": [4, 8], "num_stages": [2, 3, 4],
+    },
+    "time_conv_one": {
+        "BLOCK_R": [64, 128], "BLOCK_N": [64, 128, 256], "BLOCK_K": [64], "num_warps": [4, 8], "num_stages": [2, 3, 4],
     },
     "time_conv_wide": {
         "BLOCK_R": [64, 128], "BLOCK_N": [128, 256], "BLOCK_K": [32, 64], "num_warps": [4, 8], "num_stages": [3, 4],
@@ -47,6 +54,8 @@ def calls(B: int) -> dict[str, list]:
     )  # fmt: skip
     folded, x = nk.fold_temporal_xattn(face), tensor(B, T, C)
     hidden, update, weight, bias = tensor(B * T, 257, D), tensor(B * T, 257, D), tensor(D), tensor(D)
+    stage, short = tensor(B * T, 56 * 56, 128), (tensor(128), tensor(128))
+    still = torch.zeros_like(stage)
     out = torch.zeros(B * T, D, device="cuda")
 
     def run_gate():
@@ -56,17 +65,18 @@ def calls(B: int) -> dict[str, list]:
         return nk.temporal_xattn(x, folded)
 
     def run_norm():
-        return nk.feature_taps_(hidden, update, weight, bias)
+        nk.feature_taps_(hidden, update, weight, bias)
+        return nk.feature_taps_(stage, still, *short)
 
     def run_pool():
         return nk.tap_pool_(out, hidden, 0.25, "mean")
 
-    qkv, bias = tensor(B * T, 14 * 14, 3 * H), tensor(16, 64, 64)
+    qkv, pairs = tensor(B * T, 14 * 14, 3 * H), tensor(16, 64, 64)
     row, filters, front = tensor(B * T, 99, D), tensor(D, 128 * 64), tensor(H, 3 * H)
     wave = tensor(B * T, 3199, H)
 
     def run_windows():
-        return nk.window_attn(qkv, bias, 14, 14, window=7, shift=3)
+        return nk.window_attn(qkv, pairs, 14, 14, window=7, shift=3)
 
     def run_positions():
         return nk.time_conv(row, filters, weight, kernel=128, padding=64, trim=1, gelu=True)
@@ -74,7 +84,33 @@ def calls(B: int) -> dict[str, list]:
     def run_front():
         return nk.time_conv(wave, front, kernel=3, stride=2)
 
+    signal, taps, scale, shift = tensor(B * T, 32000), tensor(H, 10), tensor(H), tensor(H)
+
+    def run_first():
+        return nk.conv_norm_act(signal, taps, shift, scale, shift, stride=5, gelu=True)
+
+    def run_act():
+        return nk.norm_act(wave, scale, shift, gelu=True)
+
+    wide = tensor(B * T, 257, 4 * D)
+
+    def run_quick():
+        return nk.quick_gelu_(wide)
+
+    means = torch.zeros(B * T, 128, device="cuda")
+
+    def run_part():
+        return nk.tap_pool_(means, stage, 1.0, "mean")
+
+    layers = [(stage, 128), (tensor(B * T, 196, 512), 512)]
+    ups = [(x, tensor(4 * C, C), tensor(4 * C)) for x, C in layers]
+
+    def run_up(i):
+        return nk.time_conv(*ups[i], kernel=1, gelu=True)
+
     return {
+        "time_conv_one": [lambda: run_up(0), lambda: run_up(1)], "tap_part": [run_part],
+        "quick_gelu": [run_quick], "norm_act": [run_act], "conv_norm_act": [run_first],
         "window_attn": [run_windows], "time_conv": [run_positions], "time_conv_wide": [run_front],
         "gate_hidden": [run_gate], "gate_combine": [run_gate], "xattn_context": [run_xattn], "rows_linear": [run_xattn],
         "residual_norm": [run_norm], "tap_pool": [run_pool],

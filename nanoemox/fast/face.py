@@ -12,6 +12,7 @@ from ..config import FaceConfig
 from ..encoders.face import _IMAGENET_MEAN, _IMAGENET_STD, FaceEncoder
 from .attention import pieces
 from .graphs import Replayed, replayed
+from .linear import normed
 from .swin import Stage
 from .weights import Buffers, Weights, pack
 
@@ -40,14 +41,16 @@ class FastFace(Replayed, FaceEncoder):
 
     def embed(self, frames: Tensor) -> tuple[Tensor, int, int]:
         """frames [N,3,H,W] in 0..255 -> patches [N,h*w,C], h, w; sides that do not divide are padded."""
-        frames = frames.float()
         if self.config.imagenet_normalize:
+            frames = frames.float()
             mean, std = (torch.tensor(v, device=frames.device).view(3, 1, 1) for v in (_IMAGENET_MEAN, _IMAGENET_STD))
             frames = (frames / 255 - mean) / std
         H, W = frames.shape[2:]
-        pixels = F.pad(frames.to(self.norm.weight.dtype), (0, -W % _PATCH, 0, -H % _PATCH))
+        pixels = frames.to(self.norm.weight.dtype)
+        if H % _PATCH or W % _PATCH:  # padding by nothing would still copy
+            pixels = F.pad(pixels, (0, -W % _PATCH, 0, -H % _PATCH))
         tiles = pixels.unflatten(3, (-1, _PATCH)).unflatten(2, (-1, _PATCH)).permute(0, 2, 4, 1, 3, 5)
-        return self.norm(self.patches(tiles.flatten(3).flatten(1, 2))), tiles.shape[1], tiles.shape[2]
+        return normed(self.patches(tiles.flatten(3).flatten(1, 2)), self.norm), tiles.shape[1], tiles.shape[2]
 
     @replayed
     def forward(self, frames: Tensor) -> Tensor:
