@@ -4,10 +4,12 @@ The file is data to review and commit. Each kernel is timed through its op at th
 device time; a setting replaces the default only where it is faster by more than 3 % over both together.
 """
 
+import argparse
 import itertools
 import json
 import statistics
 import sys
+import time
 
 import torch
 
@@ -137,38 +139,45 @@ def device_time(call, repeats: int = 50) -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kernels", nargs="+", choices=SPACE, default=list(SPACE), help="default: all")
+    parser.add_argument("--minutes", type=float, default=60.0, help="what does not fit keeps its settings")
+    args = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("tune.py needs a GPU")
-    gpu = torch.cuda.get_device_name()
-    settings = _tuning.load(gpu)
-    found = {}
+    gpu, end = torch.cuda.get_device_name(), time.monotonic() + 60 * args.minutes
+    settings, path = _tuning.load(gpu), _tuning.path(gpu)
+    found = json.loads(path.read_text()) if path.is_file() else {}
     with torch.inference_mode():
         cases = [calls(B) for B in (1, 8)]
-        for kernel, space in SPACE.items():
-            default = dict(settings[kernel])
-
-            def total(kernel=kernel):
-                return sum(device_time(call) for case in cases for call in case[kernel])
-
-            before = best = total()
-            chosen = default
-            for values in itertools.product(*space.values()):
-                settings[kernel] = dict(zip(space, values, strict=True))
-                try:
-                    taken = total()
-                except Exception as error:  # too much shared memory, say: not a setting for this GPU
-                    print(f"{kernel} {settings[kernel]}: {str(error).splitlines()[0]}")
-                    continue
-                if taken < min(best, 0.97 * before):
-                    best, chosen = taken, settings[kernel]
-            settings[kernel] = chosen
-            if chosen != default:
-                found[kernel] = chosen
-            print(f"{kernel}: {before:.1f} -> {best:.1f} us, {chosen}")
-    path = _tuning.path(gpu)
-    rows = ",\n".join(f" {json.dumps(kernel)}: {json.dumps(chosen)}" for kernel, chosen in found.items())
-    path.write_text("{\n" + rows + "\n}\n")
+        for kernel in args.kernels:
+            chosen, tried = tune(kernel, settings, [call for case in cases for call in case[kernel]], end)
+            found |= {kernel: chosen} if chosen else {}
+            rows = ",\n".join(f" {json.dumps(name)}: {json.dumps(values)}" for name, values in found.items())
+            path.write_text("{\n" + rows + "\n}\n")
+            print(tried, flush=True)
     print(f"wrote {path}")
+
+
+def tune(kernel: str, settings: dict[str, dict[str, int]], uses: list, end: float) -> tuple[dict[str, int], str]:
+    """The best settings, {} where the present ones are, and a line that says so; stops looking at `end`."""
+    default, chosen = dict(settings[kernel]), {}
+    before = best = sum(map(device_time, uses))
+    tried = 0
+    for values in itertools.product(*SPACE[kernel].values()):
+        if time.monotonic() > end:
+            break
+        settings[kernel] = dict(zip(SPACE[kernel], values, strict=True))
+        try:
+            taken = sum(map(device_time, uses))
+        except Exception as error:  # too much shared memory, say: not a setting for this GPU
+            print(f"{kernel} {settings[kernel]}: {str(error).splitlines()[0][:100]}")
+            continue
+        tried += 1
+        if taken < min(best, 0.97 * before):
+            best, chosen = taken, settings[kernel]
+    settings[kernel] = chosen or default
+    return chosen, f"{kernel}: {before:.1f} -> {best:.1f} us, {settings[kernel]} ({tried} tried)"
 
 
 if __name__ == "__main__":
