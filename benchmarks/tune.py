@@ -10,8 +10,11 @@ import json
 import statistics
 import sys
 import time
+from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the tree itself, installed or not
 
 import nanoemox_kernels as nk
 from nanoemox_kernels import _tuning

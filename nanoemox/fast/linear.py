@@ -20,7 +20,7 @@ ACTIVATIONS = {
     "gelu_new": ("gelu", "tanh"),
     "gelu_pytorch_tanh": ("gelu", "tanh"),
 }
-_FEW = 512  # inputs of a layer whose product takes no longer than a pass over its result
+_FEW = 256  # inputs of a layer whose product takes no longer than a pass over its result
 
 
 def multiplies_packed(device: torch.device, dtype: torch.dtype) -> bool:
