@@ -63,7 +63,7 @@ class FastFace(Replayed, FaceEncoder):
         parts = pieces(frames.flatten(0, 1), widest * dtype.itemsize)
         for part, rows in zip(parts, means.split(len(parts[0])), strict=True):
             self.pool_stages(part, rows)
-        return F.linear(means, self.head, self.head_bias).to(dtype).unflatten(0, frames.shape[:2])
+        return F.linear(means, self.head.float(), self.head_bias.float()).to(dtype).unflatten(0, frames.shape[:2])
 
     def pool_stages(self, frames: Tensor, means: Tensor) -> None:
         """Add the mean over positions of every stage's output, frames [n,3,H,W], to its slice of means [n,widths]."""
