@@ -5,6 +5,8 @@ from .ops.expert_fusion.op import expert_fusion
 from .ops.expert_fusion.reference import ExpertFusionWeights, FoldedExpertFusion, fold_expert_fusion
 from .ops.expert_gate.op import expert_gate
 from .ops.feature_taps.op import Tap, feature_taps_, tap_pool_
+from .ops.norm_act.op import conv_norm_act, norm_act
+from .ops.quick_gelu.op import quick_gelu_
 from .ops.temporal_xattn.op import temporal_xattn
 from .ops.temporal_xattn.reference import FoldedTemporalXattn, TemporalXattnWeights, fold_temporal_xattn
 from .ops.time_conv.op import time_conv
@@ -16,11 +18,14 @@ __all__ = [
     "FoldedTemporalXattn",
     "Tap",
     "TemporalXattnWeights",
+    "conv_norm_act",
     "expert_fusion",
     "expert_gate",
     "feature_taps_",
     "fold_expert_fusion",
     "fold_temporal_xattn",
+    "norm_act",
+    "quick_gelu_",
     "status",
     "tap_pool_",
     "temporal_xattn",

@@ -48,3 +48,8 @@ def tuned(kernel: str) -> dict[str, int]:
 def on_device_of(tensor: Tensor) -> AbstractContextManager:
     """Launches go to the tensor's GPU, not the current one; where there is one at most, nothing is to be done."""
     return _HERE if _count() < 2 else torch.cuda.device_of(tensor)
+
+
+def rows_at_once(numbers: int, width: int) -> int:
+    """Rows of `width`, a power of two, of a program that is to hold so many numbers; a power of two."""
+    return max(numbers // width, 1)

@@ -109,7 +109,11 @@ import nanoemox_kernels as nk
 from nanoemox_kernels.ops.expert_fusion.kernel import expert_fusion_fwd
 from nanoemox_kernels.ops.expert_gate.kernel import expert_gate_fwd
 from nanoemox_kernels.ops.feature_taps.kernel import residual_norm_fwd, tap_pool_fwd
+from nanoemox_kernels.ops.norm_act.kernel import conv_norm_act_fwd, norm_act_fwd
+from nanoemox_kernels.ops.quick_gelu.kernel import quick_gelu_inplace
 from nanoemox_kernels.ops.temporal_xattn.kernel import temporal_xattn_fwd
+from nanoemox_kernels.ops.time_conv.kernel import time_conv_fwd
+from nanoemox_kernels.ops.window_attn.kernel import window_attn_fwd
 
 def run(kernel, *args, grid, warmup, **named):
     arguments = dict(zip(kernel.arg_names, args)) | named
@@ -133,6 +137,13 @@ expert_fusion_fwd(a, v, nk.FoldedExpertFusion(*folded), 8)
 residual_norm_fwd(*inputs("feature_taps_")[:4], 1e-5)
 out, hidden = inputs("tap_pool_ mean")
 tap_pool_fwd(out[:, 1 : 1 + hidden.shape[2]], hidden, 0.25, True)  # a slice that is not aligned
+out, hidden = inputs("tap_pool_ mean of a map")
+tap_pool_fwd(out[:, : hidden.shape[2]], hidden, 0.25, True)
+norm_act_fwd(*inputs("norm_act gelu"), 1e-5, True)
+conv_norm_act_fwd(*inputs("conv_norm_act"), 5, 1e-5, True)
+quick_gelu_inplace(*inputs("quick_gelu_"))
+window_attn_fwd(*inputs("window_attn"), 9, 9, 7, 3)
+time_conv_fwd(*inputs("time_conv one tap"), 1, 1, 0, 0, True)
 """
 
 
@@ -142,9 +153,8 @@ def test_every_launch_packs_its_arguments_for_the_sm_89_entry():
     done = run(sys.executable, "-W", "ignore", "-c", PACKS.replace("tests", str(ROOT / "tests")))
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert {"_gate_hidden", "_fusion_attend", "_rows_linear", "_residual_norm", "_tap_pool"} <= {
-        name for name, *_ in lines
-    }
+    some = {"_gate_hidden", "_fusion_attend", "_rows_linear", "_residual_norm", "_tap_pool", "_tap_part", "_norm_act"}
+    assert some | {"_conv_norm_act", "_quick_gelu", "_window_attn", "_time_conv"} <= {name for name, *_ in lines}
     assert all(int(values) <= int(cells) <= int(values) + 2 for _, values, cells in lines)
 
 

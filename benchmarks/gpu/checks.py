@@ -18,7 +18,7 @@ _TAIL = 4000  # characters of a failed command's output that are kept
 
 def tests(run: Run) -> Row:
     """The kernels' test suite: error rule, gradients, opcheck, fullgraph, graphs, streams, sm_89 machine code."""
-    arguments = [sys.executable, "-m", "pytest", "-q", "tests/ops", "-p", "no:cacheprovider", "--tb=short"]
+    arguments = [sys.executable, "-m", "pytest", "tests/ops", "-p", "no:cacheprovider", "--tb=short"]
     if find_spec("xdist"):
         arguments += ["-n", "8"]  # nearly all of the time goes into compiling kernels
     status, output = command(arguments, 0.7 * run.left(), TORCHINDUCTOR_COMPILE_THREADS="1")

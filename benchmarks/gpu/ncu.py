@@ -35,7 +35,16 @@ def kernel_names() -> list[str]:
     return sorted(name for name in found if name.startswith("_"))
 
 
-_OPS = ("expert_fusion", "expert_gate", "feature_taps", "temporal_xattn", "time_conv", "window_attn")
+_OPS = (
+    "expert_fusion",
+    "expert_gate",
+    "feature_taps",
+    "norm_act",
+    "quick_gelu",
+    "temporal_xattn",
+    "time_conv",
+    "window_attn",
+)
 
 
 def profile(B: int) -> None:

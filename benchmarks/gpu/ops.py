@@ -10,6 +10,8 @@ import nanoemox_kernels as nk
 from nanoemox_kernels.ops.expert_fusion import reference as fusion
 from nanoemox_kernels.ops.expert_gate import reference as gate
 from nanoemox_kernels.ops.feature_taps import reference as taps
+from nanoemox_kernels.ops.norm_act import reference as norms
+from nanoemox_kernels.ops.quick_gelu import reference as quick
 from nanoemox_kernels.ops.temporal_xattn import reference as xattn
 from nanoemox_kernels.ops.time_conv import reference as conv
 from nanoemox_kernels.ops.window_attn import reference as windows
@@ -46,12 +48,13 @@ class Sizes:
     vision: int = 257  # rows of a frame
     audio: int = 99  # rows of a window
     stage: tuple[int, int, int] = (14, 14, 16)  # the longest of Swin's stages: height, width, heads of 32
+    map: tuple[int, int] = (3136, 128)  # rows and width of the first of them
     group: int = 64  # channels of a group of the positional convolution
     front: int = 512  # channels of the front end
 
 
 SMALL = Sizes(
-    T=5, D=96, H=72, W=40, C=40, M=3, P=56, vision=17, audio=9, stage=(9, 8, 3), group=20, front=24
+    T=5, D=96, H=72, W=40, C=40, M=3, P=56, vision=17, audio=9, stage=(9, 8, 3), map=(530, 12), group=20, front=24
 )  # masks of every kind
 
 
@@ -67,7 +70,7 @@ def cases(B: int, dtype: torch.dtype, sizes: Sizes | None = None, device: str = 
     def tensor(*size: int) -> Tensor:
         return (torch.randn(size, generator=random) * size[-1] ** -0.5).to(dtype).to(device)
 
-    for make in (_gate, _fusion, _xattn, _taps, _windows, _conv):
+    for make in (_gate, _fusion, _xattn, _taps, _windows, _conv, _up, _norms, _quick):
         yield from make(B, s, tensor)
 
 
@@ -145,9 +148,12 @@ def _taps(B: int, s: Sizes, tensor: Callable[..., Tensor]) -> Iterator[Case]:
         cost = taps.cost(R, N, D, 1, itemsize=inputs[0].itemsize)
         functions = {"ours": ours, "eager": definition(taps.feature_taps_), "compiled": definition(fused)}
         yield Case(f"feature_taps_ {encoder}", inputs, functions, *cost)
-    for select, rows in (("mean", s.audio), ("cls", 1)):
+    for name, select, N, D in (
+        ("mean", "mean", s.audio, s.D), ("cls", "cls", s.audio, s.D), ("mean of a map", "mean", *s.map),
+    ):  # fmt: skip
         mean = select == "mean"
-        hidden = tensor(R, s.audio, D)
+        rows = N if mean else 1
+        hidden = tensor(R, N, D)
         inputs = [torch.zeros(R, D).to(hidden.device), hidden]
         functions = {
             "ours": lambda out, hidden, select=select: (nk.tap_pool_(out, hidden, 0.25, select), out)[1:],
@@ -155,7 +161,7 @@ def _taps(B: int, s: Sizes, tensor: Callable[..., Tensor]) -> Iterator[Case]:
             "compiled": lambda out, hidden, mean=mean: (fused_pool(out, hidden, 0.25, mean), out)[1:],
         }
         moved = R * D * (rows * hidden.itemsize + 8)  # hidden read; the fp32 slice read and written
-        yield Case(f"tap_pool_ {select}", inputs, functions, moved, R * D * rows)
+        yield Case(f"tap_pool_ {name}", inputs, functions, moved, R * D * rows)
 
 
 def _windows(B: int, s: Sizes, tensor: Callable[..., Tensor]) -> Iterator[Case]:
@@ -194,6 +200,72 @@ def _conv(B: int, s: Sizes, tensor: Callable[..., Tensor]) -> Iterator[Case]:
         }
         cost = conv.cost(n, T, C * G, C * G, kernel, stride, G, padding, trim, itemsize=inputs[0].itemsize)
         yield Case(f"time_conv {name}", inputs, functions, *cost)
+
+
+def _up(B: int, s: Sizes, tensor: Callable[..., Tensor]) -> Iterator[Case]:
+    """The first half of Swin's MLP as time_conv with one tap, in the first and in the longest of its stages."""
+    (height, width, heads), fused = s.stage, compiled(_linear_gelu)
+    for name, rows, C in (("a wide map", *s.map), ("a map", height * width, 32 * heads)):
+        inputs = [tensor(B * s.T, rows, C), tensor(4 * C, C), tensor(4 * C)]
+        functions = {
+            "ours": lambda *t: (nk.time_conv(*t, kernel=1, gelu=True),),
+            "eager": lambda *t: (_linear_gelu(*t),),
+            "compiled": lambda *t: (fused(*t),),
+        }
+        cost = conv.cost(B * s.T, rows, C, 4 * C, 1, 1, 1, itemsize=inputs[0].itemsize)
+        yield Case(f"time_conv MLP of {name}", inputs, functions, *cost)
+
+
+def _linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.nn.functional.gelu(torch.nn.functional.linear(x, weight, bias))
+
+
+def _norms(B: int, s: Sizes, tensor: Callable[..., Tensor]) -> Iterator[Case]:
+    """HuBERT's first layer, and what follows the product of its second; PyTorch's ways in the dtype of x."""
+    n, D, samples, size = B * s.T, s.front, 320 * s.audio + 320, (5, 1e-5, True)  # stride, eps, gelu
+    if B > 8:  # as above
+        return
+    inputs = [tensor(n, samples), tensor(D, 10), tensor(D), 1 + tensor(D), tensor(D)]
+    fused = compiled(_first_layer)
+    functions = {
+        "ours": lambda *t: (nk.conv_norm_act(*t, stride=size[0], gelu=True),),
+        "eager": lambda *t: (_first_layer(*t, *size),),
+        "compiled": lambda *t: (fused(*t, *size),),
+    }
+    cost = norms.conv_cost(n, samples, D, 10, 5, itemsize=inputs[0].itemsize)
+    yield Case("conv_norm_act", inputs, functions, *cost)
+    rows = n * (32 * s.audio + 31)
+    inputs = [tensor(rows, D), 1 + tensor(D), tensor(D)]
+    fused_norm = compiled(_norm_gelu)
+    functions = {
+        "ours": lambda *t: (nk.norm_act(*t, gelu=True),),
+        "eager": lambda *t: (_norm_gelu(*t),),
+        "compiled": lambda *t: (fused_norm(*t),),
+    }
+    yield Case("norm_act gelu", inputs, functions, *norms.cost(rows, D, itemsize=inputs[0].itemsize))
+
+
+def _quick(B: int, s: Sizes, tensor: Callable[..., Tensor]) -> Iterator[Case]:
+    x = tensor(B * s.T, s.vision, 4 * s.D)
+    fused = compiled(quick.quick_gelu_)
+    functions = {
+        "ours": lambda x: (nk.quick_gelu_(x),),
+        "eager": lambda x: (quick.quick_gelu_(x), x)[1:],
+        "compiled": lambda x: (fused(x), x)[1:],
+    }
+    yield Case("quick_gelu_", [x], functions, *quick.cost(x.numel(), itemsize=x.itemsize))
+
+
+def _norm_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.nn.functional.gelu(torch.nn.functional.layer_norm(x, x.shape[-1:], weight, bias))
+
+
+def _first_layer(
+    x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, stride: int, eps: float, gelu: bool
+) -> Tensor:
+    out = torch.nn.functional.conv1d(x[:, None], weight[:, None], bias, stride).transpose(1, 2)
+    out = torch.nn.functional.layer_norm(out, out.shape[-1:], scale, shift, eps)
+    return torch.nn.functional.gelu(out) if gelu else out
 
 
 def _convolve(

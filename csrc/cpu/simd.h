@@ -100,7 +100,8 @@ constexpr float kExp[] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f /
 
 // e^x to about an ulp; 0 below -87.
 inline Vec exp(Vec x) {
-    const Vec held = x > 88.0f ? splat(88.0f) : x;  // a softmax never asks for more
+    const Vec below = x > 88.0f ? splat(88.0f) : x;  // a softmax never asks for more
+    const Vec held = below < -88.0f ? splat(-88.0f) : below;
     const Vec shifted = held * 1.44269504f + 12582912.0f;  // adding 1.5 * 2^23 rounds to a whole number
     const Vec n = shifted - 12582912.0f;
     const Vec r = held - n * 0.693359375f + n * 2.12194440e-4f;  // ln 2 in two parts

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanoemox_kernels import Tap, time_conv
+from nanoemox_kernels import Tap, conv_norm_act, time_conv
 
 from ..config import AudioConfig
 from ..encoders.audio import AudioEncoder
 from .attention import pieces
 from .graphs import Replayed, replayed
-from .linear import PackedLinear, activate_, has_fused_ops
+from .linear import PackedLinear, activate_, has_fused_ops, normed
 from .transformer import MLP, Block, run_post_norm, run_pre_norm, self_attention
 from .weights import Weights, pack
 
@@ -29,7 +29,7 @@ class FastAudio(Replayed, AudioEncoder):
         stem = weights.under("feature_extractor.conv_layers.")
         self.convolutions = nn.ModuleList(_Convolution(config, stem, i) for i in range(len(config.conv_dim)))
         eps, stem = config.layer_norm_eps, weights.under("feature_projection.")
-        self.norm = stem.norm("layer_norm", eps) if config.projection_layer_norm else nn.Identity()
+        self.norm = stem.norm("layer_norm", eps) if config.projection_layer_norm else None
         self.project = stem.linear("projection")
         encoder = weights.under("encoder.")
         self.position = _PositionalConvolution(config, encoder.under("pos_conv_embed.conv."))
@@ -47,7 +47,7 @@ class FastAudio(Replayed, AudioEncoder):
         x = waves[..., None]
         for convolution in self.convolutions:
             x = convolution(x)
-        return self.project(self.norm(x))
+        return self.project(x if self.norm is None else normed(x, self.norm))
 
     def read_layers(self, hidden: Tensor, out: Tensor) -> None:
         """Add time means of the layers that are read, hidden [n,T,D] before the first, to out [n,(L+1)*D]."""
@@ -73,7 +73,8 @@ class FastAudio(Replayed, AudioEncoder):
         config, dtype = self.config, next(self.parameters()).dtype
         waves = self.preprocess(windows).flatten(0, 1).to(dtype)
         first = waves.shape[1] // config.conv_stride[0] * config.conv_dim[0]
-        hidden = torch.cat([self.listen(part) for part in pieces(waves, 2 * first * dtype.itemsize)])
+        heard = [self.listen(part) for part in pieces(waves, 2 * first * dtype.itemsize)]
+        hidden = torch.cat(heard) if len(heard) > 1 else heard[0]
         N, T, D = hidden.shape
         out = torch.zeros(N, (len(config.taps) + 1) * D, device=hidden.device)
         parts = pieces(hidden, T * config.mlp_size * dtype.itemsize)
@@ -90,16 +91,18 @@ class _Convolution(nn.Module):
         super().__init__()
         self.kernel, self.stride = config.conv_kernel[layer], config.conv_stride[layer]
         stem = weights.under(f"{layer}.")
-        normed = config.conv_norm == "layer" or layer == 0
-        self.activation = config.conv_activation if normed else "none"
+        has_norm = config.conv_norm == "layer" or layer == 0
+        self.activation = config.conv_activation if has_norm else "none"
         bias = stem.take("conv.bias") if config.conv_bias else None
         weight = stem.take("conv.weight").transpose(1, 2).flatten(1)  # [out,kernel*in]
-        self.product = pack(weight, bias, "none" if normed else config.conv_activation)
-        self.norm = stem.norm("layer_norm") if normed else None
+        self.product = pack(weight, bias, "none" if has_norm else config.conv_activation)
+        self.norm = stem.norm("layer_norm") if has_norm else None
         self.over_time = config.conv_norm == "group"
 
     def forward(self, x: Tensor) -> Tensor:
         """x [n,T,in] -> [n,T',out]."""
+        if has_fused_ops(x) and x.shape[2] == 1 and self.norm is not None and not self.over_time:
+            return self.whole(x[..., 0], self.norm)
         if has_fused_ops(x) and x.shape[2] > 1:  # rows of the product are read where they lie
             weight, bias, after = self.product.plain(), self.product.bias, self.product.activation
             gelu = after == "gelu"
@@ -107,12 +110,19 @@ class _Convolution(nn.Module):
             x = x if gelu else activate_(x, after)
         else:
             x = self.product(x.unfold(1, self.kernel, self.stride).transpose(2, 3).flatten(2))
-        if self.norm is not None and self.over_time:
-            x = F.group_norm(x.transpose(1, 2), x.shape[2], self.norm.weight, self.norm.bias, self.norm.eps)
-            x = x.transpose(1, 2).contiguous()
-        elif self.norm is not None:
-            x = self.norm(x)
-        return activate_(x, self.activation)
+        if self.norm is None:
+            return x
+        if not self.over_time:
+            return normed(x, self.norm, self.activation)
+        x = F.group_norm(x.transpose(1, 2), x.shape[2], self.norm.weight, self.norm.bias, self.norm.eps)
+        return activate_(x.transpose(1, 2).contiguous(), self.activation)
+
+    def whole(self, waves: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """The first layer, waves [n,S] -> [n,T,out], written once."""
+        weight, bias, gelu = self.product.plain(), self.product.bias, self.activation == "gelu"
+        scale, shift, eps = norm.weight, norm.bias, norm.eps
+        x = conv_norm_act(waves, weight, bias, scale, shift, stride=self.stride, eps=eps, gelu=gelu)
+        return x if gelu else activate_(x, self.activation)
 
 
 class _PositionalConvolution(nn.Module):

@@ -12,6 +12,7 @@ from ..config import FaceConfig
 from ..encoders.face import _IMAGENET_MEAN, _IMAGENET_STD, FaceEncoder
 from .attention import pieces
 from .graphs import Replayed, replayed
+from .linear import normed
 from .swin import Stage
 from .weights import Buffers, Weights, pack
 
@@ -40,14 +41,16 @@ class FastFace(Replayed, FaceEncoder):
 
     def embed(self, frames: Tensor) -> tuple[Tensor, int, int]:
         """frames [N,3,H,W] in 0..255 -> patches [N,h*w,C], h, w; sides that do not divide are padded."""
-        frames = frames.float()
         if self.config.imagenet_normalize:
+            frames = frames.float()
             mean, std = (torch.tensor(v, device=frames.device).view(3, 1, 1) for v in (_IMAGENET_MEAN, _IMAGENET_STD))
             frames = (frames / 255 - mean) / std
         H, W = frames.shape[2:]
-        pixels = F.pad(frames.to(self.norm.weight.dtype), (0, -W % _PATCH, 0, -H % _PATCH))
+        pixels = frames.to(self.norm.weight.dtype)
+        if H % _PATCH or W % _PATCH:  # padding by nothing would still copy
+            pixels = F.pad(pixels, (0, -W % _PATCH, 0, -H % _PATCH))
         tiles = pixels.unflatten(3, (-1, _PATCH)).unflatten(2, (-1, _PATCH)).permute(0, 2, 4, 1, 3, 5)
-        return self.norm(self.patches(tiles.flatten(3).flatten(1, 2))), tiles.shape[1], tiles.shape[2]
+        return normed(self.patches(tiles.flatten(3).flatten(1, 2)), self.norm), tiles.shape[1], tiles.shape[2]
 
     @replayed
     def forward(self, frames: Tensor) -> Tensor:
@@ -60,7 +63,7 @@ class FastFace(Replayed, FaceEncoder):
         parts = pieces(frames.flatten(0, 1), widest * dtype.itemsize)
         for part, rows in zip(parts, means.split(len(parts[0])), strict=True):
             self.pool_stages(part, rows)
-        return F.linear(means, self.head, self.head_bias).to(dtype).unflatten(0, frames.shape[:2])
+        return F.linear(means, self.head.float(), self.head_bias.float()).to(dtype).unflatten(0, frames.shape[:2])
 
     def pool_stages(self, frames: Tensor, means: Tensor) -> None:
         """Add the mean over positions of every stage's output, frames [n,3,H,W], to its slice of means [n,widths]."""

@@ -1,11 +1,13 @@
 """Linear layers with an activation behind them, their weights in the order in which the device reads them."""
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanoemox_kernels import norm_act, time_conv
 from nanoemox_kernels.matrix import Matrix, quantized_linear
 
 # Name in a configuration -> (oneDNN's epilogue, its algorithm).
@@ -18,6 +20,7 @@ ACTIVATIONS = {
     "gelu_new": ("gelu", "tanh"),
     "gelu_pytorch_tanh": ("gelu", "tanh"),
 }
+_FEW = 256  # inputs of a layer whose product takes no longer than a pass over its result
 
 
 def multiplies_packed(device: torch.device, dtype: torch.dtype) -> bool:
@@ -40,6 +43,15 @@ def activate_(x: Tensor, activation: str) -> Tensor:
     if name == "swish":
         return F.silu(x, inplace=True)
     return x.relu_() if name == "relu" else x
+
+
+def normed(x: Tensor, norm: nn.LayerNorm, activation: str = "none") -> Tensor:
+    """activation(LayerNorm(x)); x [...,D]."""
+    if not has_fused_ops(x):
+        return activate_(norm(x), activation)
+    gelu = ACTIVATIONS[activation] == ("gelu", "none")
+    y = norm_act(x, norm.weight, norm.bias, eps=norm.eps, gelu=gelu)
+    return y if gelu else activate_(y, activation)
 
 
 class PackedLinear(nn.Module):
@@ -73,7 +85,10 @@ class PackedLinear(nn.Module):
         if self.packed is not None:
             name, algorithm = ACTIVATIONS[self.activation]
             return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, name, [], algorithm)
-        return activate_(F.linear(x, self.weight, self.bias), self.activation)  # type: ignore[arg-type]
+        weight = cast(Tensor, self.weight)
+        if has_fused_ops(x) and ACTIVATIONS[self.activation] == ("gelu", "none") and x.ndim == 3 and x.shape[2] <= _FEW:
+            return time_conv(x, weight, self.bias, kernel=1, gelu=True)  # one tap: a product with GELU behind it
+        return activate_(F.linear(x, weight, self.bias), self.activation)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedLinear":
         """`.to()` and its kin: the packed order belongs to a device and a dtype."""

@@ -9,7 +9,7 @@ from nanoemox_kernels import window_attn
 
 from ..config import FaceConfig
 from .attention import attend
-from .linear import has_fused_ops
+from .linear import has_fused_ops, normed
 from .transformer import MLP, Block, step
 from .weights import Linear, Weights
 from .windows import relative_positions, shift_mask, window_maps
@@ -54,9 +54,11 @@ class Merge(nn.Module):
 
     def forward(self, hidden: Tensor, height: int, width: int) -> Tensor:
         """hidden [n,h*w,C] -> [n,ceil(h/2)*ceil(w/2),2C]; odd sides are padded with zeros."""
-        grid = F.pad(hidden.unflatten(1, (height, width)), (0, 0, 0, width % 2, 0, height % 2))
+        grid = hidden.unflatten(1, (height, width))
+        if height % 2 or width % 2:
+            grid = F.pad(grid, (0, 0, 0, width % 2, 0, height % 2))
         fours = grid.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 4, 2, 5)  # column first, then row
-        return self.reduction(self.norm(fours.flatten(3).flatten(1, 2)))
+        return self.reduction(normed(fours.flatten(3).flatten(1, 2), self.norm))
 
 
 class WindowAttention(nn.Module):

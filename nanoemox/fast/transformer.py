@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from nanoemox_kernels import Tap, feature_taps_
+from nanoemox_kernels import Tap, feature_taps_, quick_gelu_
 
 from .attention import attend
 from .weights import Linear, Weights
@@ -40,13 +40,15 @@ class FirstRowAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    def __init__(self, up: Linear, down: Linear, scale: float = 1.0):
+    def __init__(self, up: Linear, down: Linear, *, quick: bool = False, scale: float = 1.0):
+        """quick: quick_gelu between the two; scale: of the result."""
         super().__init__()
-        self.up, self.down, self.scale = up, down, scale
+        self.up, self.down, self.quick, self.scale = up, down, quick, scale
 
     def forward(self, x: Tensor) -> Tensor:
         """x [n,T,D] -> [n,T,D]."""
-        out = self.down(self.up(x))
+        hidden = self.up(x)
+        out = self.down(quick_gelu_(hidden) if self.quick else hidden)
         return out if self.scale == 1 else out.mul_(self.scale)
 
 

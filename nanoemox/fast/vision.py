@@ -11,6 +11,7 @@ from ..config import VisionConfig
 from ..encoders.vision import VisionEncoder
 from .attention import pieces
 from .graphs import Replayed, replayed
+from .linear import has_fused_ops, normed
 from .transformer import MLP, Block, first_row_attention, run_pre_norm, self_attention, step
 from .weights import Weights, pack
 
@@ -54,7 +55,7 @@ class FastVision(Replayed, VisionEncoder):
         tiles = pixels.unflatten(3, (grid, p)).unflatten(2, (grid, p)).permute(0, 2, 4, 1, 3, 5)
         hidden = self.position.expand(len(frames), -1, -1).clone()
         hidden[:, 1:] += self.patches(tiles.flatten(3).flatten(1, 2))
-        return self.norm(hidden)
+        return normed(hidden, self.norm)
 
     def read_layers(self, frames: Tensor, out: Tensor) -> None:
         """Add row 0 of every layer that is read, frames [n,3,H,W], to its slice of out [n,(L+1)*D], features last."""
@@ -91,6 +92,8 @@ def _block(config: VisionConfig, weights: Weights, last: bool) -> Block:
     if config.activation != "quick_gelu":
         mlp = MLP(weights.linear("mlp.fc1", activation=config.activation), weights.linear("mlp.fc2"))
         return Block(norm1, attention, norm2, mlp)
+    if has_fused_ops(norm2.weight):
+        return Block(norm1, attention, norm2, MLP(weights.linear("mlp.fc1"), weights.linear("mlp.fc2"), quick=True))
     # x sigmoid(1.702 x) = silu(1.702 x) / 1.702: one factor goes into the norm before, the other behind the MLP.
     for parameter in norm2.parameters():
         parameter.data = parameter * _QUICK
@@ -98,4 +101,4 @@ def _block(config: VisionConfig, weights: Weights, last: bool) -> Block:
     for layer in (up, down):
         assert layer.bias is not None
         layer.bias.data = layer.bias * _QUICK
-    return Block(norm1, attention, norm2, MLP(up, down, 1 / _QUICK))
+    return Block(norm1, attention, norm2, MLP(up, down, scale=1 / _QUICK))

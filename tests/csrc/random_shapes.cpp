@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <random>
 #include <string>
 #include <vector>
@@ -136,6 +137,23 @@ static std::vector<float> pool(int64_t dtype) {
     return read(out, NX_F32);
 }
 
+static std::vector<float> many(int64_t dtype) {
+    const int64_t M = size(0, 20), K = 64 * size(1, 9), N = size(1, 150), form = size(NX_INT8, NX_INT4);
+    const int64_t gap = size(0, 3), activation = size(0, NX_GELU_TANH), combine = size(0, NX_MULTIPLY);
+    Buffer out(dtype, M ? (M - 1) * (N + gap) + N : 0), x(dtype, M ? (M - 1) * (K + gap) + K : 0), bias(NX_F32, N);
+    std::vector<uint8_t> data(form == NX_INT8 ? N * K : N * K / 2);
+    for (uint8_t& byte : data) byte = static_cast<uint8_t>(size(0, 255));
+    Buffer scales(form == NX_INT8 ? NX_F32 : NX_BF16, form == NX_INT8 ? N : N * K / 32, 0.001f);
+    const auto release = [](void* p) { std::free(p); };
+    const int64_t bytes = nx_cpu_quantized_linear_scratch(M, K);
+    std::unique_ptr<void, decltype(release)> scratch(std::aligned_alloc(64, (bytes + 63) / 64 * 64), release);
+    nx_quantized_linear_args args{dtype, out.data(), x.data(), {data.data(), scales.data()}, bias.floats(), scratch.get(),
+                                  M,     N,          K,        form,                         activation,    combine,
+                                  K + gap, N + gap};
+    require(nx_cpu_quantized_linear(&args) == NX_OK, "quantized_linear");
+    return read(out, dtype);
+}
+
 int main(int argc, char** argv) {
     const int rounds = argc > 1 ? std::atoi(argv[1]) : 50;
     std::string levels = nx_isa_levels();
@@ -145,7 +163,7 @@ int main(int argc, char** argv) {
         const std::string name = levels.substr(at, end == std::string::npos ? end : end - at);
         require(nx_set_isa(name.c_str()) == NX_OK && name == nx_isa(), "set_isa " + name);
         for (int round = 0; round < rounds; ++round)
-            for (auto kernel : {gate, fusion, xattn, norm, pool}) {
+            for (auto kernel : {gate, fusion, xattn, norm, pool, many}) {
                 random_engine.seed(round);
                 const std::vector<float> exact = kernel(NX_F32);
                 random_engine.seed(round);

@@ -30,8 +30,12 @@ def test_every_kernel_compiles_for_every_target_without_spills(rows):
 PLANNED = dict.fromkeys(
     ["xattn hidden", "xattn tokens", "fusion_attend", "fusion_last", "fusion_gate", "fusion_token"], 0.2
 )
-WIDE = {"time_conv": 192, "time_conv_wide": 192}  # registers: their tiles of sums are large, so that operands are few
+# Registers: tiles of sums are large, so that operands are few; a bias stays for several windows, the next is coming.
+WIDE = dict.fromkeys(["time_conv", "time_conv_wide", "time_conv_one"], 192)
+WIDE |= {"window_attn": 168, "window_attn shifted": 168}
 PLANNED |= dict.fromkeys(WIDE, 0.15)
+# Loads of 16 bytes at least, where they are not three: what else is read is small, and scattered or read in less.
+FEW_LOADS = {"xattn_context": 2, "quick_gelu": 2, "norm_act": 2, "norm_act patches": 2, "conv_norm_act": 0}
 
 
 def test_resources_on_the_4090(rows):
@@ -41,8 +45,8 @@ def test_resources_on_the_4090(rows):
             and row["registers"] <= WIDE.get(row["kernel"], 128)
             and row["occupancy"] >= PLANNED.get(row["kernel"], 0.4)
         ), row
-        # The streaming operands come in 16-byte loads; xattn_context has three loads in all, two of them wide.
-        assert row["wide_loads"] >= (2 if row["kernel"] == "xattn_context" else 3), row
+        # The streaming operands come in 16-byte loads.
+        assert row["wide_loads"] >= FEW_LOADS.get(row["kernel"], 3), row
         assert row["floor_us"] == pytest.approx(row["moved"] / 1008e9 * 1e6)
 
 

@@ -4,10 +4,23 @@ import pytest
 import torch
 
 import nanoemox
+from nanoemox_kernels.ops.norm_act import op as norm_act
+from nanoemox_kernels.ops.quick_gelu import op as quick_gelu
 from nanoemox_kernels.ops.time_conv import op as time_conv
 from nanoemox_kernels.ops.window_attn import op as window_attn
 
-INPUTS = {"face": lambda: torch.randint(0, 256, (1, 1, 3, 230, 224)), "audio": lambda: 0.1 * torch.randn(1, 1, 8000)}
+INPUTS = {
+    "vision": lambda: torch.randint(0, 256, (1, 1, 3, 224, 224)),
+    "face": lambda: torch.randint(0, 256, (1, 1, 3, 230, 224)),
+    "audio": lambda: 0.1 * torch.randn(1, 1, 8000),
+}
+
+NORM = (norm_act, "_norm", "_norm_cuda")
+OPS = {
+    "vision": [(quick_gelu, "_op", "_cuda"), NORM],
+    "face": [(window_attn, "_op", "_cuda"), (time_conv, "_op", "_cuda"), NORM],
+    "audio": [(time_conv, "_op", "_cuda"), (norm_act, "_conv", "_conv_cuda"), NORM],
+}
 
 
 @torch.inference_mode()
@@ -16,17 +29,22 @@ INPUTS = {"face": lambda: torch.randint(0, 256, (1, 1, 3, 230, 224)), "audio": l
 def test_fused_ops_change_nothing(part, monkeypatch):
     for module in ("linear", "attention"):  # weights in PyTorch's order, as a GPU has them
         monkeypatch.setattr(f"nanoemox.fast.{module}.multiplies_packed", lambda device, dtype: False)
-    encoder = getattr(nanoemox.load("demo", fast=True, dtype="float32", device="cpu"), part)
     x, calls = INPUTS[part](), []
-    want = encoder(x)
-    for module in ("swin", "audio"):
+    want = getattr(nanoemox.load("demo", fast=True, dtype="float32", device="cpu"), part)(x)
+    for module in ("linear", "swin", "audio", "vision"):
         monkeypatch.setattr(f"nanoemox.fast.{module}.has_fused_ops", lambda x: True)
-    for op in (time_conv, window_attn):
-        kernel = op._cuda
-        monkeypatch.setattr(op, "_op", lambda *args, kernel=kernel: calls.append(args) or kernel(*args))
+    encoder = getattr(nanoemox.load("demo", fast=True, dtype="float32", device="cpu"), part)
+    for op, name, kernel in OPS[part]:
+        kernel = getattr(op, kernel)
+
+        def call(*args, op=(op, name), kernel=kernel):
+            calls.append(op)
+            return kernel(*args)
+
+        monkeypatch.setattr(op, name, call)
     for _ in range(2):
         got = encoder(x)
-    assert calls
+    assert set(calls) == {entry[:2] for entry in OPS[part]}
     pairs = [(got, want)] if part == "face" else zip(got, want, strict=True)
     for g, w in pairs:
         assert (g - w).abs().max() <= 2e-5 * w.abs().max()

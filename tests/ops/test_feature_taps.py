@@ -6,10 +6,11 @@ from support import DTYPES, assert_as_good_as, random
 
 import nanoemox_kernels as nk
 from nanoemox_kernels import Tap
-from nanoemox_kernels.ops.feature_taps import reference
+from nanoemox_kernels.ops.feature_taps import op, reference
 from nanoemox_kernels.ops.feature_taps.kernel import residual_norm_fwd, tap_pool_fwd
 
-SHAPES = [(2, 9, 1024), (3, 5, 33), (1, 1, 1), (0, 4, 16)]  # the model's width, odd, smallest, empty
+# the model's widths, odd, smallest, empty
+SHAPES = [(2, 9, 1024), (3, 7, 128), (3, 5, 33), (1, 1, 1), (0, 4, 16)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -47,6 +48,38 @@ def test_pool_kernel_matches_the_definition(shape, dtype, mean, device):
     reference.tap_pool_(exact[:, D : 2 * D], hidden.double(), 0.25, mean)
     assert_as_good_as(got, low, exact)
     assert torch.equal(got[:, :D], buffer[:, :D]) and torch.equal(got[:, 2 * D :], buffer[:, 2 * D :])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("N", [513, 700, 768])
+def test_a_long_mean_in_parts(N, dtype, device):
+    """More rows than one program sums, the last part full or of one row; strided."""
+    hidden, buffer = random((2, 40, N), dtype, device).transpose(1, 2), random((2, 40), torch.float32, device)
+    low, exact, got = buffer.clone(), buffer.double(), buffer.clone()
+    reference.tap_pool_(low, hidden, 0.25, True)
+    reference.tap_pool_(exact, hidden.double(), 0.25, True)
+    tap_pool_fwd(got, hidden, 0.25, True)
+    assert_as_good_as(got, low, exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("of_norm", [False, True])
+def test_a_row_is_tapped_on_the_way(dtype, of_norm, device):
+    """The first row tap of a layer is written by the norm's kernel, in any place of the list; rows share programs."""
+    hidden, update = (random((5, 3, 128), dtype, device) for _ in range(2))
+    weight, bias = 1 + random((128,), dtype, device, 0.1), random((128,), dtype, device)
+    buffers = random((5, 2 * 128), torch.float32, device), random((128, 5), torch.float32, device).t()
+
+    def tapped(function, cast):
+        mean, row = (cast(b).clone() for b in buffers)
+        row = row.t().contiguous().t()
+        args = [mean[:, 128:], row, row], [0.5, 0.25, 2.0], [False, of_norm, not of_norm], [True, False, False]
+        y = function(cast(hidden).clone(), cast(update), cast(weight), cast(bias), 1e-5, *args)
+        return y, mean, row
+
+    low, exact = (tapped(reference.feature_taps_, cast) for cast in (lambda t: t, lambda t: t.double()))
+    for values in zip(tapped(op._feature_taps_cuda, lambda t: t), low, exact, strict=True):
+        assert_as_good_as(*values)
 
 
 def test_strided_streams_are_written_in_place(device):

@@ -81,6 +81,11 @@ def pool_inputs(s, dtype, device):
     return [random((s.B * s.T, 3 * s.D), torch.float32, device), random((s.B * s.T, s.N, s.D), dtype, device)]
 
 
+def map_inputs(s, dtype, device):
+    rows = s.D if s is MODEL else 530
+    return [random((s.B, 3 * s.C), torch.float32, device), random((s.B, rows, s.C), dtype, device)]
+
+
 def pool_call(select):
     def call(out, hidden):
         D = hidden.shape[2]
@@ -121,6 +126,31 @@ def front_call(x, weight, bias):
     return (nk.time_conv(x, weight, bias, kernel=3, stride=2),)
 
 
+def norm_inputs(s, dtype, device):
+    D = 512 if s is MODEL else 40
+    scale, shift = 1 + random((D,), dtype, device, 0.1), random((D,), dtype, device, 0.1)
+    return [random((s.B, 199, D), dtype, device), scale, shift]
+
+
+def norm_call(gelu):
+    return lambda x, scale, shift: (nk.norm_act(x, scale, shift, gelu=gelu),)
+
+
+def wave_inputs(s, dtype, device):
+    _, scale, shift = norm_inputs(s, dtype, device)
+    D = len(scale)
+    return [random((s.B, 1999), dtype, device), weight(dtype, device)(D, 10), weight(dtype, device)(D), scale, shift]
+
+
+def wave_call(*tensors):
+    return (nk.conv_norm_act(*tensors, stride=5, gelu=True),)
+
+
+def up_inputs(s, dtype, device):
+    w, C = weight(dtype, device), (512 if s is MODEL else 20)
+    return [random((s.B, 196, C), dtype, device), w(4 * C, C), w(4 * C)]
+
+
 OPS = {
     "expert_gate": Op(gate_inputs, nk.expert_gate),
     "expert_gate pooled": Op(gate_inputs, lambda *t: nk.expert_gate(*t, pooled=True)),
@@ -128,10 +158,16 @@ OPS = {
     "temporal_xattn": Op(xattn_inputs, xattn_call),
     "feature_taps_": Op(taps_inputs, taps_call),
     "tap_pool_ mean": Op(pool_inputs, pool_call("mean")),
+    "tap_pool_ mean of a map": Op(map_inputs, pool_call("mean")),
     "tap_pool_ cls": Op(pool_inputs, pool_call("cls")),
     "window_attn": Op(windows_inputs, windows_call),
     "time_conv positions": Op(conv_inputs, conv_call),
     "time_conv front end": Op(front_inputs, front_call),
+    "time_conv one tap": Op(up_inputs, lambda *t: (nk.time_conv(*t, kernel=1, gelu=True),)),
+    "norm_act": Op(norm_inputs, norm_call(False)),
+    "norm_act gelu": Op(norm_inputs, norm_call(True)),
+    "quick_gelu_": Op(lambda s, *kind: [random((s.B, s.N, s.D), *kind, 4.0)], lambda x: (nk.quick_gelu_(x),)),
+    "conv_norm_act": Op(wave_inputs, wave_call),
 }
 
 

@@ -5,6 +5,7 @@ import torch
 from support import DTYPES, assert_as_good_as, random
 
 import nanoemox_kernels as nk
+from nanoemox_kernels._tuning import tuned
 from nanoemox_kernels.ops.window_attn import reference
 from nanoemox_kernels.ops.window_attn.kernel import window_attn_fwd
 
@@ -46,6 +47,15 @@ def test_a_bias_that_fills_its_tile_is_the_same(device):
     for wider in (tile, tile[:, :12, :12]):
         assert torch.equal(window_attn_fwd(qkv, wider, padding, *rest), want)
         torch.testing.assert_close(reference.window_attn(qkv, wider, padding, *rest), want)
+
+
+@pytest.mark.parametrize("programs", [1, 7, 1 << 20])
+def test_windows_that_share_a_program(programs, device, monkeypatch):
+    """All windows of a head in one, a last program that is not full, and one to a program."""
+    monkeypatch.setitem(tuned("window_attn"), "PROGRAMS", programs)
+    args = make((3, 9, 11, 2, 8, 4, 1), torch.float32, device)
+    low, exact = reference.window_attn(*args), reference.window_attn(*wide(args))
+    assert_as_good_as(window_attn_fwd(*args), low, exact)
 
 
 def test_strided_inputs_no_padding_row_and_extreme_values(device):

@@ -5,69 +5,106 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..._tuning import on_device_of, tuned
+from ..._tuning import on_device_of, rows_at_once, tuned
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R", "N"])  # they vary with the batch and the clip
 def _residual_norm(
-    y_ptr, hidden_ptr, update_ptr, weight_ptr, bias_ptr,
-    N, D, eps,
-    stride_hr, stride_hn, stride_ur, stride_un,
-    HAS_UPDATE: tl.constexpr, HAS_NORM: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_D: tl.constexpr,
+    y_ptr, hidden_ptr, update_ptr, weight_ptr, bias_ptr, tap_ptr, tap_weight,
+    R, N, D, eps,
+    stride_hr, stride_hn, stride_ur, stride_un, stride_tr, stride_td,
+    HAS_UPDATE: tl.constexpr, HAS_NORM: tl.constexpr, HAS_BIAS: tl.constexpr, TAP: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
-    """One row: h += update, y = LayerNorm(h). The variance is a second pass over registers."""
-    pid = tl.program_id(0).to(tl.int64)
-    r, n = pid // N, pid % N
+    """Some of R = items * N rows: h += update, y = LayerNorm(h). The variance is a second pass over registers.
+
+    TAP: 1, row 0 of h, or 2, of y, goes to the tap, an item a row.
+    """
+    row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    r, n = (row // N).to(tl.int64), row % N
     offs_d = tl.arange(0, BLOCK_D)
     mask_d = offs_d < D
-    place = hidden_ptr + r * stride_hr + n * stride_hn + offs_d
-    stored = tl.load(place, mask=mask_d, other=0.0)
-    h = stored.to(tl.float32)
+    mask = (row < R)[:, None] & mask_d[None, :]
+    place = hidden_ptr + (r * stride_hr + n.to(tl.int64) * stride_hn)[:, None] + offs_d[None, :]
+    h = tl.load(place, mask=mask, other=0.0).to(tl.float32)
     if HAS_UPDATE:
-        h += tl.load(update_ptr + r * stride_ur + n * stride_un + offs_d, mask=mask_d, other=0.0).to(tl.float32)
+        change = update_ptr + (r * stride_ur + n.to(tl.int64) * stride_un)[:, None] + offs_d[None, :]
+        h += tl.load(change, mask=mask, other=0.0).to(tl.float32)
         rounded = h.to(hidden_ptr.dtype.element_ty)
-        tl.store(place, rounded, mask=mask_d)
+        tl.store(place, rounded, mask=mask)
         h = rounded.to(tl.float32)  # the norm sees what the stream holds
     y = h
     if HAS_NORM:
-        mean = tl.sum(h, axis=0) / D
-        centred = tl.where(mask_d, h - mean, 0.0)
-        scale = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=0) / D + eps)
-        y = centred * scale * tl.load(weight_ptr + offs_d, mask=mask_d, other=0.0).to(tl.float32)
+        mean = tl.sum(h, axis=1) / D
+        centred = tl.where(mask_d[None, :], h - mean[:, None], 0.0)
+        scale = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1) / D + eps)
+        weight = tl.load(weight_ptr + offs_d, mask=mask_d, other=0.0).to(tl.float32)
+        y = centred * scale[:, None] * weight[None, :]
         if HAS_BIAS:
-            y += tl.load(bias_ptr + offs_d, mask=mask_d, other=0.0).to(tl.float32)
-    tl.store(y_ptr + pid * D + offs_d, y.to(y_ptr.dtype.element_ty), mask=mask_d)
+            y += tl.load(bias_ptr + offs_d, mask=mask_d, other=0.0).to(tl.float32)[None, :]
+    stored = y.to(y_ptr.dtype.element_ty)
+    tl.store(y_ptr + row.to(tl.int64)[:, None] * D + offs_d[None, :], stored, mask=mask)
+    if TAP > 0:
+        kept = h if TAP == 1 else stored.to(tl.float32)
+        tap = tap_ptr + r[:, None] * stride_tr + (offs_d.to(tl.int64) * stride_td)[None, :]
+        first = mask & (n == 0)[:, None]
+        tl.store(tap, tl.load(tap, mask=first, other=0.0) + tap_weight * kept, mask=first)
+
+
+@triton.jit
+def _sum_of_rows(place, first, last, stride_n, mask_d, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
+    """[BLOCK_D] in fp32: rows first to last, BLOCK_N of them in flight at a time."""
+    total = tl.zeros([BLOCK_D], dtype=tl.float32)
+    for start in range(first, last, BLOCK_N):
+        offs_n = start + tl.arange(0, BLOCK_N)
+        mask = (offs_n < last)[:, None] & mask_d[None, :]
+        tile = tl.load(place[None, :] + (offs_n.to(tl.int64) * stride_n)[:, None], mask=mask, other=0.0)
+        total += tl.sum(tile.to(tl.float32), axis=0)
+    return total
 
 
 @triton.jit
 def _tap_pool(
     out_ptr, hidden_ptr, weight,
-    N, D,
+    N, D, count,
     stride_or, stride_od, stride_hr, stride_hn, stride_hd,
     MEAN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):
-    """One r and a block of D: out += weight * pooled. A mean has BLOCK_N rows in flight at a time."""
+    """One r and a block of D: out += weight * pooled; a mean is the sum of N rows over `count`."""
     r = tl.program_id(0).to(tl.int64)
     offs_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     mask_d = offs_d < D
     row = hidden_ptr + r * stride_hr + offs_d.to(tl.int64) * stride_hd
     if MEAN:
-        value = tl.zeros([BLOCK_D], dtype=tl.float32)
-        for first in range(0, N, BLOCK_N):
-            offs_n = first + tl.arange(0, BLOCK_N)
-            mask = (offs_n < N)[:, None] & mask_d[None, :]
-            tile = tl.load(row[None, :] + (offs_n.to(tl.int64) * stride_hn)[:, None], mask=mask, other=0.0)
-            value += tl.sum(tile.to(tl.float32), axis=0)
-        value = value / N
+        value = _sum_of_rows(row, 0, N, stride_hn, mask_d, BLOCK_N, BLOCK_D) / count
     else:
         value = tl.load(row, mask=mask_d, other=0.0).to(tl.float32)
     place = out_ptr + r * stride_or + offs_d.to(tl.int64) * stride_od
     tl.store(place, tl.load(place, mask=mask_d, other=0.0) + weight * value, mask=mask_d)
 
 
+@triton.jit
+def _tap_part(
+    part_ptr, hidden_ptr,
+    N, D,
+    stride_hr, stride_hn, stride_hd,
+    SPAN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):
+    """One r, a block of D and SPAN rows: their sum. part: [R,parts,D]."""
+    r, split = tl.program_id(0).to(tl.int64), tl.program_id(2)
+    offs_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    mask_d = offs_d < D
+    row = hidden_ptr + r * stride_hr + offs_d.to(tl.int64) * stride_hd
+    first = split * SPAN
+    value = _sum_of_rows(row, first, tl.minimum(first + SPAN, N), stride_hn, mask_d, BLOCK_N, BLOCK_D)
+    tl.store(part_ptr + (r * tl.num_programs(2) + split) * D + offs_d, value, mask=mask_d)
+
+
 def residual_norm_fwd(
-    hidden: Tensor, update: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float
+    hidden: Tensor, update: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float,
+    tap: tuple[Tensor, float, bool] | None = None,
 ) -> Tensor:
+    """tap: (out [R,D] fp32, its weight, whether of y), to which row 0 of every item is added on the way."""
     R, N, D = hidden.shape
     y = torch.empty(R, N, D, dtype=hidden.dtype, device=hidden.device)
     if y.numel() == 0:
@@ -76,13 +113,17 @@ def residual_norm_fwd(
     if update is not None and update.stride(-1) != 1:
         update = update.contiguous()
     weight, bias = (t if t is None else t.contiguous() for t in (weight, bias))
+    use = dict(tuned("residual_norm"))
+    block = triton.next_power_of_2(D)
+    rows = rows_at_once(use.pop("BLOCK"), block)
+    out, share, of_norm = tap or (y, 0.0, False)
     with on_device_of(y):
-        _residual_norm[(R * N,)](
+        _residual_norm[(triton.cdiv(R * N, rows),)](
             y, work, work if update is None else update, y if weight is None else weight, y if bias is None else bias,
-            N, D, eps, *work.stride()[:2], *(work if update is None else update).stride()[:2],
-            HAS_UPDATE=update is not None, HAS_NORM=weight is not None,
-            HAS_BIAS=weight is not None and bias is not None,
-            BLOCK_D=triton.next_power_of_2(D), **tuned("residual_norm"),
+            out, share, R * N, N, D, eps, *work.stride()[:2], *(work if update is None else update).stride()[:2],
+            *out.stride()[:2], HAS_UPDATE=update is not None, HAS_NORM=weight is not None,
+            HAS_BIAS=weight is not None and bias is not None, TAP=0 if tap is None else 1 + of_norm, BLOCK_R=rows,
+            BLOCK_D=block, **use,
         )
     if work is not hidden:
         hidden.copy_(work)
@@ -90,11 +131,18 @@ def residual_norm_fwd(
 
 
 def tap_pool_fwd(out: Tensor, hidden: Tensor, weight: float, mean: bool) -> None:
-    R, N, D = hidden.shape
+    (R, N, D), count = hidden.shape, hidden.shape[1]
     if out.numel() == 0:
         return
-    settings = tuned("tap_pool" if mean else "tap_row")
+    part = tuned("tap_part")
     with on_device_of(out):
+        if mean and 2 * part["SPAN"] < N:  # few images of many rows: too few programs, were a sum one program's
+            parts = triton.cdiv(N, part["SPAN"])
+            sums = torch.empty(R, parts, D, dtype=torch.float32, device=out.device)
+            _tap_part[(R, triton.cdiv(D, part["BLOCK_D"]), parts)](sums, hidden, N, D, *hidden.stride(), **part)
+            hidden, N, settings = sums, parts, tuned("tap_sum")
+        else:
+            settings = tuned("tap_pool" if mean else "tap_row")
         _tap_pool[(R, triton.cdiv(D, settings["BLOCK_D"]))](
-            out, hidden, weight, N, D, *out.stride(), *hidden.stride(), MEAN=mean, **settings
+            out, hidden, weight, N, D, count, *out.stride(), *hidden.stride(), MEAN=mean, **settings
         )

@@ -51,8 +51,11 @@ def _feature_taps_cuda(
         return reference.feature_taps_(hidden, update, norm_weight, norm_bias, eps, outs, weights, from_norm, means)
     from .kernel import residual_norm_fwd
 
-    y = residual_norm_fwd(hidden, update, norm_weight, norm_bias, eps)
-    for out, weight, norm, mean in zip(outs, weights, from_norm, means, strict=True):
+    taps = list(zip(outs, weights, from_norm, means, strict=True))
+    row = next((i for i, (out, *_, mean) in enumerate(taps) if not mean and out.dtype == torch.float32), None)
+    on_the_way = None if row is None else taps.pop(row)[:3]
+    y = residual_norm_fwd(hidden, update, norm_weight, norm_bias, eps, on_the_way)
+    for out, weight, norm, mean in taps:
         _tap_pool_cuda(out, y if norm else hidden, weight, mean)
     return y
 

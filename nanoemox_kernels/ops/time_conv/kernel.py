@@ -20,11 +20,11 @@ def _time_conv(
 ):
     """One tile of rows (item, step) and of a group's outputs; C channels in, N out a group, OUT = N * groups."""
     group = tl.program_id(2).to(tl.int64)
-    offs_r = tl.program_id(1).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    offs_r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_r, mask_n = offs_r < R, offs_n < N
     first = (offs_r % AFTER) * STRIDE - PADDING
-    rows = x_ptr + (offs_r // AFTER) * stride_xn + first * stride_xt + group * C
+    rows = x_ptr + (offs_r // AFTER).to(tl.int64) * stride_xn + first.to(tl.int64) * stride_xt + group * C
     weight = weight_ptr + (group * N + offs_n) * (KERNEL * C)
     acc = tl.zeros([BLOCK_R, BLOCK_N], dtype=tl.float32)
     CHUNKS: tl.constexpr = (C + BLOCK_K - 1) // BLOCK_K
@@ -44,8 +44,14 @@ def _time_conv(
         acc += tl.load(bias_ptr + group * N + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
     if GELU:
         acc = gelu(acc)
-    place = out_ptr + offs_r[:, None] * OUT + group * N + offs_n[None, :]
+    place = out_ptr + offs_r.to(tl.int64)[:, None] * OUT + group * N + offs_n[None, :]
     tl.store(place, acc.to(out_ptr.dtype.element_ty), mask=mask_r[:, None] & mask_n[None, :])
+
+
+def _settings(x: Tensor, kernel: int, outputs: int) -> str:
+    if outputs <= 64 or x.dtype == torch.float32:
+        return "time_conv"
+    return "time_conv_one" if kernel == 1 else "time_conv_wide"
 
 
 def time_conv_fwd(
@@ -60,7 +66,7 @@ def time_conv_fwd(
     x = x if x.stride(-1) == 1 else x.contiguous()
     weight, bias = weight.contiguous(), None if bias is None else bias.contiguous()
     N = OUT // groups
-    use = dict(tuned("time_conv_wide" if N > 64 and x.dtype != torch.float32 else "time_conv"))
+    use = dict(tuned(_settings(x, kernel, N)))
     use["BLOCK_K"] = min(use["BLOCK_K"], max(triton.next_power_of_2(C), 16))
     with on_device_of(out):
         _time_conv[(triton.cdiv(N, use["BLOCK_N"]), triton.cdiv(n * after, use["BLOCK_R"]), groups)](

@@ -1,4 +1,6 @@
-"""Triton kernel of window_attn: one window and head a program, rows found by arithmetic on the unshifted map."""
+"""Triton kernel of window_attn: a head and a few windows a program, rows found by arithmetic on the unshifted map."""
+
+import math
 
 import torch
 import triton
@@ -21,52 +23,57 @@ def _rows_of(qkv_ptr, padding_ptr, row, real, inside, offs_d, stride_t, D: tl.co
     return x
 
 
-@triton.jit(do_not_specialize=["height", "width"])
+@triton.jit(do_not_specialize=["height", "width", "PLACES", "PER"])
 def _window_attn(
     out_ptr, qkv_ptr, bias_ptr, padding_ptr,
-    height, width, C, scale,
+    height, width, C, scale, PLACES, PER,
     stride_xn, stride_xt, stride_bh, stride_bm,
     HEADS: tl.constexpr, D: tl.constexpr, WINDOW: tl.constexpr, SHIFT: tl.constexpr, PADDED: tl.constexpr,
     WHOLE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):
-    """WHOLE: the bias fills the tile and is read without a mask, in wide loads."""
+    """One head, PER of the PLACES (item, window). Scores are base 2: `scale` has a factor of log2 e.
+
+    WHOLE: the bias fills the tile and is read without a mask, in wide loads.
+    """
     pid = tl.program_id(0)
-    head, place = (pid % HEADS).to(tl.int64), pid // HEADS
+    head, group = (pid % HEADS).to(tl.int64), pid // HEADS
     down, across = tl.cdiv(height, WINDOW), tl.cdiv(width, WINDOW)
-    item, w = (place // (down * across)).to(tl.int64), place % (down * across)
     offs_n, offs_d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
-    real = offs_n < WINDOW * WINDOW
-    y = (w // across) * WINDOW + offs_n // WINDOW  # in the shifted map
-    x = (w % across) * WINDOW + offs_n % WINDOW
-    if SHIFT > 0:
-        below = (y >= (down - 1) * WINDOW).to(tl.int32) + (y >= down * WINDOW - SHIFT).to(tl.int32)
-        beside = (x >= (across - 1) * WINDOW).to(tl.int32) + (x >= across * WINDOW - SHIFT).to(tl.int32)
-        region = below * 3 + beside
-        y = y + SHIFT
-        y = tl.where(y >= down * WINDOW, y - down * WINDOW, y)
-        x = x + SHIFT
-        x = tl.where(x >= across * WINDOW, x - across * WINDOW, x)
-    inside = real
-    if PADDED:
-        inside = real & (y < height) & (x < width)
-    row = (y * width + x).to(tl.int64)
-    start, pad = qkv_ptr + item * stride_xn + head * D, padding_ptr + head * D
-    q = _rows_of(start, pad, row, real, inside, offs_d, stride_xt, D, PADDED)
-    k = _rows_of(start + C, pad + C, row, real, inside, offs_d, stride_xt, D, PADDED)
-    v = _rows_of(start + 2 * C, pad + 2 * C, row, real, inside, offs_d, stride_xt, D, PADDED)
+    real, in_y, in_x = offs_n < WINDOW * WINDOW, offs_n // WINDOW, offs_n % WINDOW
+    # Of the windows that rolling has put last, what it brought there: a bit for rows, a bit for columns.
+    rolled = (in_y >= WINDOW - SHIFT).to(tl.int32) + 2 * (in_x >= WINDOW - SHIFT).to(tl.int32)
     pairs = bias_ptr + head * stride_bh + offs_n[:, None] * stride_bm + offs_n[None, :]
     if WHOLE:  # noqa: SIM108 (a constant decides)
         bias = tl.load(pairs)
     else:
         bias = tl.load(pairs, mask=real[:, None] & real[None, :], other=0.0)
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale + bias.to(tl.float32)
-    if SHIFT > 0:
-        scores += tl.where(region[:, None] == region[None, :], 0.0, -100.0)
-    scores = tl.where(real[None, :], scores, float("-inf"))
-    weights = tl.exp(scores - tl.max(scores, axis=1)[:, None])
-    mixed = tl.dot(weights.to(v.dtype), v, input_precision="ieee") / tl.sum(weights, axis=1)[:, None]
-    to = out_ptr + (item * height * width + row[:, None]) * C + head * D + offs_d[None, :]
-    tl.store(to, mixed.to(out_ptr.dtype.element_ty), mask=inside[:, None] & (offs_d < D)[None, :])
+    bias = tl.where(real[None, :], bias.to(tl.float32) * 1.4426950408889634, float("-inf"))
+    for place in range(group * PER, tl.minimum(group * PER + PER, PLACES)):
+        item, w = (place // (down * across)).to(tl.int64), place % (down * across)
+        y = (w // across) * WINDOW + in_y  # in the rolled map
+        x = (w % across) * WINDOW + in_x
+        if SHIFT > 0:
+            y = y + SHIFT
+            y = tl.where(y >= down * WINDOW, y - down * WINDOW, y)
+            x = x + SHIFT
+            x = tl.where(x >= across * WINDOW, x - across * WINDOW, x)
+        inside = real
+        if PADDED:
+            inside = real & (y < height) & (x < width)
+        row = (y * width + x).to(tl.int64)
+        start, pad = qkv_ptr + item * stride_xn + head * D, padding_ptr + head * D
+        q = _rows_of(start, pad, row, real, inside, offs_d, stride_xt, D, PADDED)
+        k = _rows_of(start + C, pad + C, row, real, inside, offs_d, stride_xt, D, PADDED)
+        v = _rows_of(start + 2 * C, pad + 2 * C, row, real, inside, offs_d, stride_xt, D, PADDED)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale + bias
+        if SHIFT > 0:
+            last = (w // across == down - 1).to(tl.int32) + 2 * (w % across == across - 1).to(tl.int32)
+            region = rolled & last
+            scores += tl.where(region[:, None] == region[None, :], 0.0, -144.26950408889634)
+        weights = tl.exp2(scores - tl.max(scores, axis=1)[:, None])
+        mixed = tl.dot(weights.to(v.dtype), v, input_precision="ieee") / tl.sum(weights, axis=1)[:, None]
+        to = out_ptr + (item * height * width + row[:, None]) * C + head * D + offs_d[None, :]
+        tl.store(to, mixed.to(out_ptr.dtype.element_ty), mask=inside[:, None] & (offs_d < D)[None, :])
 
 
 def tiles(window: int, size: int) -> tuple[int, int]:
@@ -87,11 +94,14 @@ def window_attn_fwd(
     if padded:
         padding = qkv.new_zeros(3 * C) if padding is None else padding.contiguous()
     size, block = C // heads, tiles(window, C // heads)
-    windows = triton.cdiv(height, window) * triton.cdiv(width, window)
+    places, use = n * triton.cdiv(height, window) * triton.cdiv(width, window), dict(tuned("window_attn"))
+    per = max(places * heads // use.pop("PROGRAMS"), 1)  # a program reads the bias once; they still fill a GPU
+    if block[0] > 64:  # no room on chip for the next window's rows
+        use["num_stages"] = 1
     with on_device_of(out):
-        _window_attn[(n * windows * heads,)](
-            out, qkv, bias, padding if padded else bias, height, width, C, size**-0.5,
+        _window_attn[(triton.cdiv(places, per) * heads,)](
+            out, qkv, bias, padding if padded else bias, height, width, C, size**-0.5 * math.log2(math.e), places, per,
             *qkv.stride()[:2], *bias.stride()[:2], HEADS=heads, D=size, WINDOW=window, SHIFT=shift, PADDED=padded,
-            WHOLE=bias.shape[1] == block[0], BLOCK_N=block[0], BLOCK_D=block[1], **tuned("window_attn"),
+            WHOLE=bias.shape[1] == block[0], BLOCK_N=block[0], BLOCK_D=block[1], **use,
         )
     return out
