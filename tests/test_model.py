@@ -126,7 +126,7 @@ def test_greedy_is_what_hugging_face_generates(demo, sample):
 
 def test_sampling_repeats_with_its_seed(demo, sample):
     def draw(seed):
-        return demo.answer(sample, max_new_tokens=12, temperature=1.0, top_p=0.9, seed=seed).text
+        return demo.answer(sample, max_new_tokens=12, temperature=4.0, seed=seed).text
 
     assert draw(1) == draw(1) and len({draw(seed) for seed in range(4)}) > 1
 
