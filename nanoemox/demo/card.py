@@ -36,6 +36,8 @@ Test clips, people unseen, in percent; the whole table is in docs/demo.md of the
 
 * English sentences of a closed grammar of a few hundred words; other words are read as noise.
 * Fear and surprise differ only in the order of the frames, as the corpus draws them.
+* In pretraining the vision encoder explained {vision:.0%} of the variance of the action units, the face encoder
+  {face:.0%}: at about 0 % all that is known of a face comes through the vision encoder.
 * The sample clip (`{sample}`) is one of the test clips that it answers rightly.
 
 License: MIT.
@@ -68,7 +70,7 @@ face, voice or words do not fit the rest.
 {table}"""
 
 
-def write(scores: dict[str, Any], seed: int, clips: int, sample: str) -> str:
+def write(scores: dict[str, Any], pretraining: dict[str, float], seed: int, clips: int, sample: str) -> str:
     """The model card."""
     names = ("everything", "without face", "without voice", "without words")
     rows = ["| shown | " + " | ".join(MEASURES.values()) + " |", "|---|" + "---:|" * len(MEASURES)]
@@ -76,7 +78,7 @@ def write(scores: dict[str, Any], seed: int, clips: int, sample: str) -> str:
         rows.append(f"| {name} | " + " | ".join(f"{scores['scores'][name][key]:.0f}" for key in MEASURES) + " |")
     return _CARD.format(
         seed=seed, clips=clips, sample=sample, voices=max(2, clips // 2), test=scores["clips"],
-        scores="\n".join(rows) + "\n",
+        scores="\n".join(rows) + "\n", vision=pretraining["vision"], face=pretraining["face"],
     )  # fmt: skip
 
 

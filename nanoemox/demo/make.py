@@ -145,12 +145,14 @@ def finish(work: Work) -> None:
     from . import card, score
 
     out = work["bundle"]
+    shutil.rmtree(out, ignore_errors=True)  # of a run that was stopped here
     model = load(work["p2e"] / "bundle", fast=False, device="cpu", dtype="bfloat16")
     save_bundle(model, out)
     scores = score.score_bundle(out, score.read_cases(work["corpus"]))
     work["scores.json"].write_text(json.dumps(scores, indent=1) + "\n")
     plan = card.choose_sample(out, work["corpus"], work["arrays"], CLIP, WORDS)
-    (out / CARD).write_text(card.write(scores, work.seed, work.clips, plan.name))
+    pretraining = json.loads(work["pretraining.json"].read_text())
+    (out / CARD).write_text(card.write(scores, pretraining, work.seed, work.clips, plan.name))
     print(f"sample clip: {plan.name}, {plan.emotion}, words show {plan.shown['words']}", flush=True)
 
 
