@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,7 @@ def write_arrays(corpus: Path, out: Path, seed: int, count: int, test: int) -> N
             dtype, shape = _SHAPES[name]
             np.lib.format.open_memmap(out / f"{part}_{name}.npy", "w+", dtype, (len(chosen), *shape)).flush()
         jobs += [(corpus, out, part, i, p) for i, p in enumerate(chosen)]
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
+    with multiprocessing.get_context("spawn").Pool(len(os.sched_getaffinity(0))) as pool:
         for _ in pool.imap_unordered(_decode, jobs, chunksize=16):
             pass
     (out / "plan.json").write_text(json.dumps({"seed": seed, "count": count, "test": test}) + "\n")

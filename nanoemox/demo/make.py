@@ -64,30 +64,28 @@ def make_corpus(work: Work) -> None:
 
     for name in ("corpus", "arrays"):
         shutil.rmtree(work[name], ignore_errors=True)
-    write_corpus(work["corpus"], seed=work.seed, n=work.clips, test=work.test, workers=2)
+    write_corpus(work["corpus"], seed=work.seed, n=work.clips, test=work.test)
     write_arrays(work["corpus"], work["arrays"], work.seed, work.clips, work.test)
     make_tokenizer(work["tokenizer"], work.config.language.vocab_size, sentences(work["corpus"]))
 
 
 def pretrain(work: Work) -> None:
-    """Audio encoder and language model side by side with a thread each; vision and face encoder with both threads."""
-    scores: dict[str, float] = {}
+    """Two processes of one thread each; the language model takes about as long as the encoders together."""
+    jobs = [(name, work) for name in ("language", *ENCODERS)]
     with multiprocessing.get_context("spawn").Pool(2) as pool:
-        for names, threads in ((("audio", "language"), 1), (("vision",), 2), (("face",), 2)):
-            jobs = [pool.apply_async(_pretrain, (name, work, threads)) for name in names]
-            scores |= dict(job.get() for job in jobs)
+        scores = dict(pool.starmap(_pretrain, jobs, chunksize=1))
     work["pretraining.json"].write_text(json.dumps(scores, indent=1) + "\n")
 
 
-def _pretrain(name: str, work: Work, threads: int) -> tuple[str, float]:
+def _pretrain(name: str, work: Work) -> tuple[str, float]:
     from .encoders import train_encoder
     from .words import train_language
 
     out = work[f"{name}.safetensors"]
     if name == "language":
         folders = work["corpus"], work["arrays"], work["tokenizer"]
-        return name, train_language(*folders, out, work.config, _counts(work.config), work.seed, threads)
-    return name, train_encoder(name, work["arrays"], out, work.config, work.seed, threads)
+        return name, train_language(*folders, out, work.config, _counts(work.config), work.seed)
+    return name, train_encoder(name, work["arrays"], out, work.config, work.seed)
 
 
 def _counts(config: NanoEmoXConfig) -> dict[str, int]:

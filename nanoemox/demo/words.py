@@ -31,7 +31,7 @@ from ..train.collate import collate
 from .arrays import read_arrays
 from .encoders import fit
 
-STEPS, BATCH, RATE = 500, 32, 2e-3
+STEPS, BATCH, RATE = 1300, 32, 2e-3
 _WHOLE = "multiface_audio_face_frame_text"
 _PARTLY = ("audio_text", "audioonly", "face_frame_text", "face_frame", "textonly")
 # Weight of a data set, share of its samples that lack a stream.
@@ -154,10 +154,10 @@ def _loss(
 
 def train_language(
     corpus: Path, arrays: Path, tokenizer_folder: Path, out: Path, config: NanoEmoXConfig, counts: dict[str, int],
-    seed: int, threads: int = 1,
+    seed: int,
 ) -> float:  # fmt: skip
     """Trains the language model into a safetensors file; returns the share of whole answers that it gets right."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     torch.manual_seed(seed)
     tokenizer = Tokenizer(tokenizer_folder)
     parts = read_arrays(arrays)
