@@ -27,10 +27,10 @@ SPACE = {
     "xattn_context": {"num_warps": [1, 2, 4]},
     "rows_linear": {"BLOCK_R": [16, 32], "BLOCK_N": [16, 32, 64], "BLOCK_K": [64, 128], "num_warps": [2, 4]},
     "residual_norm": {"BLOCK": [1024, 2048, 4096], "num_warps": [1, 2, 4, 8]},
-    "tap_pool": {"BLOCK_D": [128, 256, 512], "BLOCK_N": [32, 64, 128], "num_warps": [1, 2, 4]},
+    "tap_pool": {"BLOCK_D": [16, 32, 64, 128], "BLOCK_N": [64, 128], "num_warps": [1, 2, 4]},
     "norm_act": {"BLOCK": [1024, 2048, 4096, 8192], "num_warps": [2, 4, 8]},
     "conv_norm_act": {"BLOCK": [8192, 16384, 32768], "num_warps": [4, 8, 16]},
-    "tap_part": {"SPAN": [128, 256, 512], "BLOCK_D": [64, 128], "BLOCK_N": [32, 64, 128], "num_warps": [2, 4, 8]},
+    "tap_part": {"SPAN": [64, 128, 256], "BLOCK_D": [32, 64], "BLOCK_N": [32, 64, 128], "num_warps": [2, 4, 8]},
     "quick_gelu": {"BLOCK": [1024, 2048, 4096, 8192], "num_warps": [2, 4, 8]},
     "window_attn": {"PROGRAMS": [512, 1024, 2048, 4096], "num_warps": [2, 4], "num_stages": [1, 2, 3]},
     "time_conv": {
