@@ -12,8 +12,10 @@ constexpr int64_t kRecheck = 32;          // best logits of a quantised head tha
 // less than a barrier.
 struct Activation {
     void* data;      // fp32, bf16 or int8 [B, columns]
-    float* scales;   // int8: [B, columns / kActivationBlock]
+    float* scales;   // int8: one for each 16 or kActivationBlock columns
     int32_t* sums;   // int8: of the halves of each block, [B, columns / 32]
+    float* spread;   // int8, where VNNI is: the scales of each two blocks as a vector of 16 (quantized.h)
+    float* lift;     // the same: what unsigned weights add
 };
 
 struct EngineState {

@@ -45,9 +45,7 @@ struct Thread {
                 each_vector(nx::kActivationBlock, [&](int64_t i, auto get, auto put) {
                     put(block + i, value(j * nx::kActivationBlock + i, get));
                 });
-                const int64_t at = b * (columns / nx::kActivationBlock) + j;
-                held.scales[at] = quantize(block, nx::kActivationBlock, static_cast<int8_t*>(held.data) + at * nx::kActivationBlock,
-                                           held.sums + 2 * at);
+                hold(held, precision == NX_INT4, columns, b, j, block);
             }
         }
     }

@@ -1,4 +1,4 @@
-// Products with int8 and int4 weights. Activations are int8, 64 to a scale; integer sums within a block, fp32 across.
+// Products with int8 and int4 weights. Activations are int8, 16 or 64 to a scale; integer sums within a block, fp32 across.
 #pragma once
 
 #include "engine.h"
@@ -13,6 +13,8 @@ struct Quantized {
     const int8_t* data;
     const float* scales;
     const int32_t* sums;
+    const float* spread;
+    const float* lift;
 };
 
 // x [n] -> q = round(x / scale), and the sums of every 32 of q; returns the scale. NaN and infinity make it NaN.
@@ -51,53 +53,120 @@ inline float half(uint16_t bits) {
 
 #if defined(__AVX512VNNI__)
 
+// Unsigned times signed is what the instruction multiplies: int8 weights are shifted up by 128, int4 are stored 8 up. What
+// that adds depends on the activation alone, or on it and a group's scale: it is made once an activation, as its `lift`.
+
+constexpr int64_t kPair = 2 * kBlock;
+
+inline int64_t pairs_of(int64_t K) { return (K + kPair - 1) / kPair; }
+
+// 16 numbers -> int8 and their scale; returns the sum of the int8. NaN and infinity make the scale NaN.
+inline int32_t quantize16(const float* x, int8_t* q, float* scale) {
+    const __m512 v = _mm512_loadu_ps(x), size = _mm512_abs_ps(v);
+    const bool bad = _mm512_cmp_ps_mask(size, _mm512_set1_ps(__builtin_inff()), _CMP_NLT_UQ);
+    const float peak = _mm512_reduce_max_ps(size), inverse = !bad && peak > 0.0f ? 127.0f / peak : 0.0f;
+    const __m512i level = inverse == 0.0f ? _mm512_setzero_si512() : _mm512_cvtps_epi32(_mm512_mul_ps(v, _mm512_set1_ps(inverse)));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm512_cvtepi32_epi8(level));
+    *scale = bad ? __builtin_nanf("") : peak / 127.0f;
+    return _mm512_reduce_add_epi32(level);
+}
+
+// Block j of one of the batch. With int8 weights 16 numbers share a scale: a scale more costs a product one instruction,
+// and larger runs were what cost most quality. For int4 two blocks lie as half, half, other half, other half, as their
+// weights' nibbles do, and `spread` holds their scales as a vector; K is filled up with zeros to whole pairs.
+inline void hold(const nx::Activation& x, bool int4, int64_t K, int64_t b, int64_t j, const float* block) {
+    int8_t* data = static_cast<int8_t*>(x.data);
+    if (!int4) {
+        float lift = j ? x.lift[b] : 0.0f;
+        for (int64_t i = 0, at = b * K + j * kBlock; i < kBlock; i += 16, at += 16) {
+            const float sum = static_cast<float>(quantize16(block + i, data + at, x.scales + at / 16));
+            lift -= 128.0f * x.scales[at / 16] * sum;
+        }
+        x.lift[b] = lift;
+        return;
+    }
+    int32_t sums[2];
+    int8_t q[kBlock];
+    const float scale = quantize(block, kBlock, q, sums);
+    const int64_t pair = b * pairs_of(K) + j / 2, side = j % 2;
+    const auto put = [&](int64_t where, const int8_t* from, float value) {
+        std::memcpy(data + pair * kPair + 32 * where, from, 32);
+        std::memcpy(data + pair * kPair + 32 * where + 64, from + 32, 32);
+        for (int i = 0; i < 8; ++i) x.spread[pair * 16 + 8 * where + i] = value;
+    };
+    put(side, q, scale);
+    for (int h = 0; h < 2; ++h) x.lift[b * (K / 32) + 2 * j + h] = -8.0f * scale * static_cast<float>(sums[h]);
+    const int8_t nothing[kBlock] = {};
+    if (side == 0 && j + 1 == K / kBlock) put(1, nothing, 0.0f);
+}
+
 // One row of a matrix by kBatch activations, so that a weight is read once for several; rows one after the other are one
-// stretch of memory, which the processor fetches ahead best. Unsigned times signed is what the instruction multiplies:
-// int8 weights are shifted up by 128, int4 are stored 8 up, and the sums of the activation take that back.
+// stretch of memory, which the processor fetches ahead best.
 template <int kBatch>
 inline void row_int8(const Quantized& x, const int8_t* w, int64_t K, float* out, int64_t stride) {
     __m512 total[kBatch] = {};
-    float shift[kBatch] = {};
+    const __m512i each = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
     for (int64_t j = 0; j < K / kBlock; ++j) {
         const __m512i u = _mm512_xor_si512(_mm512_loadu_si512(w + j * kBlock), _mm512_set1_epi8(-128));
         for (int b = 0; b < kBatch; ++b) {
             const int64_t at = b * (K / kBlock) + j;
             const __m512i found = _mm512_dpbusd_epi32(_mm512_setzero_si512(), u, _mm512_loadu_si512(x.data + at * kBlock));
-            total[b] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(found), _mm512_set1_ps(x.scales[at]), total[b]);
-            shift[b] += x.scales[at] * static_cast<float>(x.sums[2 * at] + x.sums[2 * at + 1]);
+            const __m512 scale = _mm512_permutexvar_ps(each, _mm512_broadcast_f32x4(_mm_loadu_ps(x.scales + 4 * at)));
+            total[b] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(found), scale, total[b]);
         }
     }
-    for (int b = 0; b < kBatch; ++b) out[b * stride] = _mm512_reduce_add_ps(total[b]) - 128.0f * shift[b];
+    for (int b = 0; b < kBatch; ++b) out[b * stride] = _mm512_reduce_add_ps(total[b]) + x.lift[b];
 }
 
 template <int kBatch>
 inline void row_int4(const Quantized& x, const uint8_t* w, const uint16_t* d, int64_t K, float* out, int64_t stride) {
+    const int64_t whole = K / kPair, pairs = pairs_of(K);
     __m512 total[kBatch] = {};
-    const __m512i shifts = _mm512_inserti64x4(_mm512_set1_epi32(16), _mm256_setzero_si256(), 1);
-    const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
-    const __m256i low = _mm256_set1_epi8(15);
-    for (int64_t j = 0; j < K / kBlock; ++j) {
-        const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + j * 32));
-        const __m512i u = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_and_si256(bytes, low)),
-                                             _mm256_and_si256(_mm256_srli_epi16(bytes, 4), low), 1);
-        int pair;
-        std::memcpy(&pair, d + 2 * j, 4);
-        const __m512 group = (__m512)_mm512_and_si512(_mm512_sllv_epi32(_mm512_set1_epi32(pair), shifts), upper);
+    const __m512i low = _mm512_set1_epi8(15), upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+    const auto scales_of = [&](int64_t block) {  // of both halves of a block, as stored
+        int found;
+        std::memcpy(&found, d + 2 * block, 4);
+        return found;
+    };
+    const auto add = [&](int64_t p, __m512i bytes, __m512i scales) {
+        const __m512i first = _mm512_and_si512(bytes, low), second = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), low);
+        const __m512 d0 = (__m512)_mm512_slli_epi32(scales, 16), d1 = (__m512)_mm512_and_si512(scales, upper);
         for (int b = 0; b < kBatch; ++b) {
-            const int64_t at = b * (K / kBlock) + j;
-            // -8 times the sums of both halves, as the starting value of a lane each.
-            const __m512i start = _mm512_inserti64x4(
-                _mm512_castsi256_si512(_mm256_castsi128_si256(_mm_cvtsi32_si128(-8 * x.sums[2 * at]))),
-                _mm256_castsi128_si256(_mm_cvtsi32_si128(-8 * x.sums[2 * at + 1])), 1);
-            const __m512i found = _mm512_dpbusd_epi32(start, u, _mm512_loadu_si512(x.data + at * kBlock));
-            const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(x.scales[at]), group);
-            total[b] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(found), scale, total[b]);
+            const int8_t* a = x.data + (b * pairs + p) * kPair;
+            const __m512i f0 = _mm512_dpbusd_epi32(_mm512_setzero_si512(), first, _mm512_loadu_si512(a));
+            const __m512i f1 = _mm512_dpbusd_epi32(_mm512_setzero_si512(), second, _mm512_loadu_si512(a + 64));
+            const __m512 both = _mm512_fmadd_ps(_mm512_cvtepi32_ps(f1), d1, _mm512_mul_ps(_mm512_cvtepi32_ps(f0), d0));
+            total[b] = _mm512_fmadd_ps(both, _mm512_loadu_ps(x.spread + (b * pairs + p) * 16), total[b]);
         }
+    };
+    for (int64_t p = 0; p < whole; ++p)
+        add(p, _mm512_loadu_si512(w + p * 64),
+            _mm512_mask_set1_epi32(_mm512_set1_epi32(scales_of(2 * p)), 0xff00, scales_of(2 * p + 1)));
+    if (whole < pairs)
+        add(whole, _mm512_zextsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + whole * 64))),
+            _mm512_maskz_set1_epi32(0x00ff, scales_of(2 * whole)));
+    for (int64_t g = 0; g < K / 32; g += 16) {
+        const __mmask16 there = K / 32 - g < 16 ? (1u << (K / 32 - g)) - 1 : 0xffff;
+        const __m512i bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(there, d + g));
+        for (int b = 0; b < kBatch; ++b)
+            total[b] = _mm512_fmadd_ps((__m512)_mm512_slli_epi32(bits, 16),
+                                       _mm512_maskz_loadu_ps(there, x.lift + b * (K / 32) + g), total[b]);
     }
     for (int b = 0; b < kBatch; ++b) out[b * stride] = _mm512_reduce_add_ps(total[b]);
 }
 
+inline Quantized from(const nx::Activation& x, bool int4, int64_t b, int64_t K) {
+    const int64_t wide = int4 ? pairs_of(K) * kPair : K;
+    return {static_cast<const int8_t*>(x.data) + b * wide, x.scales + b * (K / 16), nullptr, x.spread + b * (wide / 8),
+            x.lift + (int4 ? b * (K / 32) : b)};
+}
+
 #else
+
+inline void hold(const nx::Activation& x, bool, int64_t K, int64_t b, int64_t j, const float* block) {
+    const int64_t at = b * (K / kBlock) + j;
+    x.scales[at] = quantize(block, kBlock, static_cast<int8_t*>(x.data) + at * kBlock, x.sums + 2 * at);
+}
 
 template <int kBatch>
 inline void row_int8(const Quantized& x, const int8_t* w, int64_t K, float* out, int64_t stride) {
@@ -129,17 +198,18 @@ inline void row_int4(const Quantized& x, const uint8_t* w, const uint16_t* d, in
     }
 }
 
+inline Quantized from(const nx::Activation& x, bool, int64_t b, int64_t K) {
+    return {static_cast<const int8_t*>(x.data) + b * K, x.scales + b * (K / kBlock), x.sums + b * (K / 32), nullptr, nullptr};
+}
+
 #endif
 
 // body(activations, Count of them, where their outputs go) for B activations, four at a time.
 template <class Body>
-inline void over_batch(const nx::Activation& x, int64_t B, int64_t K, float* out, int64_t stride, Body body) {
-    const auto from = [&](int64_t b) {
-        return Quantized{static_cast<const int8_t*>(x.data) + b * K, x.scales + b * (K / kBlock), x.sums + b * (K / 32)};
-    };
+inline void over_batch(const nx::Activation& x, bool int4, int64_t B, int64_t K, float* out, int64_t stride, Body body) {
     int64_t b = 0;
-    for (; b + 4 <= B; b += 4) body(from(b), Count<4>{}, out + b * stride);
-    for (; b < B; ++b) body(from(b), Count<1>{}, out + b * stride);
+    for (; b + 4 <= B; b += 4) body(from(x, int4, b, K), Count<4>{}, out + b * stride);
+    for (; b < B; ++b) body(from(x, int4, b, K), Count<1>{}, out + b * stride);
 }
 
 // Rows [n0, n1) times each of B activations -> out [B, n1 - n0] at `stride`.
@@ -148,7 +218,7 @@ inline void multiply_int8(const nx::Activation& x, int64_t B, const nx_matrix& m
     const float* scales = static_cast<const float*>(m.scales);
     for (int64_t n = n0; n < n1; ++n) {
         const int8_t* w = static_cast<const int8_t*>(m.data) + n * K;
-        over_batch(x, B, K, out + n - n0, stride, [&](const Quantized& a, auto count, float* place) {
+        over_batch(x, false, B, K, out + n - n0, stride, [&](const Quantized& a, auto count, float* place) {
             row_int8<decltype(count)::value>(a, w, K, place, stride);
             for (int b = 0; b < decltype(count)::value; ++b) place[b * stride] *= scales[n];
         });
@@ -160,7 +230,7 @@ inline void multiply_int4(const nx::Activation& x, int64_t B, const nx_matrix& m
     for (int64_t n = n0; n < n1; ++n) {
         const uint8_t* w = static_cast<const uint8_t*>(m.data) + n * (K / 2);
         const uint16_t* d = static_cast<const uint16_t*>(m.scales) + n * (K / 32);
-        over_batch(x, B, K, out + n - n0, stride, [&](const Quantized& a, auto count, float* place) {
+        over_batch(x, true, B, K, out + n - n0, stride, [&](const Quantized& a, auto count, float* place) {
             row_int4<decltype(count)::value>(a, w, d, K, place, stride);
         });
     }

@@ -141,8 +141,9 @@ class EngineLanguage(nn.Module):
         """
         assert self.engine is not None
         lengths = [len(prompt) for prompt in prompts]
-        hidden = torch.cat(prompts).to(self.embedding.dtype)
-        angles = [torch.cat([table[first : first + L] for L in lengths]) for table in self.tables]
+        spare = _spare(sum(lengths)) if self.layers and self.layers[0].q.scales is None else 0
+        hidden = torch.cat([*prompts, prompts[0].new_zeros(spare, prompts[0].shape[1])]).to(self.embedding.dtype)
+        angles = [torch.cat([*(t[first : first + L] for L in lengths), t[:1].expand(spare, -1)]) for t in self.tables]
         sights = [_sight(L, first) for L in lengths]
         spans = [(slot, first + L, sight) for slot, L, sight in zip(slots, lengths, sights, strict=True)]
         for layer, keys, values in zip(self.layers, self.engine.keys, self.engine.values, strict=True):
@@ -168,16 +169,15 @@ class EngineLanguage(nn.Module):
             for matrix, bias in zip((layer.q, layer.k, layer.v), biases, strict=True)
         )  # [heads,N,head_size]
         q, k = (_rotate(x, *angles) for x in (q, k))
-        lengths, mixed = [end - first for _, end, _ in spans], []
-        for (slot, end, sight), *own in zip(spans, *(x.split(lengths, 1) for x in (q, k, v)), strict=True):
-            keys[slot, :, first:end], values[slot, :, first:end] = own[1], own[2]
-            mixed.append(
-                F.scaled_dot_product_attention(
-                    own[0][None], keys[slot, None, :, :end], values[slot, None, :, :end], attn_mask=sight,
-                    is_causal=sight is None, enable_gqa=c.heads != c.kv_heads,
-                )[0].transpose(0, 1).flatten(1)
-            )  # fmt: skip
-        hidden = _added(hidden, torch.cat(mixed), layer.o, layer.o_bias)
+        mixed, row = y.new_zeros(len(hidden), c.heads * c.head_size), 0
+        for slot, end, sight in spans:
+            here = slice(row, row := row + end - first)
+            keys[slot, :, first:end], values[slot, :, first:end] = k[:, here], v[:, here]
+            mixed[here] = F.scaled_dot_product_attention(
+                q[None, :, here], keys[slot, None, :, :end], values[slot, None, :, :end], attn_mask=sight,
+                is_causal=sight is None, enable_gqa=c.heads != c.kv_heads,
+            )[0].transpose(0, 1).flatten(1)  # fmt: skip
+        hidden = _added(hidden, mixed, layer.o, layer.o_bias)
         y = self._rms_norm(hidden, layer.post_norm)
         return _added(hidden, _gated(y, layer), layer.down, layer.down_bias)
 
@@ -207,6 +207,12 @@ class EngineLanguage(nn.Module):
 
 def _give_back(taken: set[int], slots: list[int]) -> None:
     taken.difference_update(slots)
+
+
+def _spare(rows: int) -> int:
+    """Empty rows that fill a prompt up: PyTorch keeps half a megabyte for each number of rows that it multiplied."""
+    step = 32 if rows < 512 else 128
+    return -rows % step
 
 
 def _sight(length: int, first: int) -> Tensor | None:
