@@ -18,10 +18,12 @@ from torch import Tensor
 
 from nanoemox.config import LanguageConfig
 from nanoemox.fast.decoding import EngineLanguage, engine_language
+from nanoemox.generate import Sampler
 from nanoemox.language import LanguageModel, hugging_face_config
 from nanoemox_kernels.probe import ReadProbe
 
 PROMPT = 220
+_REST = 0.02  # seconds after which the probe's OpenMP threads no longer spin: no probe precedes a real step
 
 
 def reference(config: LanguageConfig, dtype: torch.dtype) -> LanguageModel:
@@ -71,7 +73,7 @@ class Runner:
     """One form: prefill, then a step at a time."""
 
     def __init__(self, language: Any, prompt: Tensor):
-        self.language, self.prompt = language, prompt
+        self.language, self.prompt, self.sampler = language, prompt, Sampler()
         self.state: Any = None
 
     def prefill(self) -> None:
@@ -80,7 +82,7 @@ class Runner:
         self.logits, self.state = self.language.start([self.prompt])
 
     def step(self) -> None:
-        self.logits = self.language.step(self.logits.argmax(-1), self.state)
+        self.logits = self.language.step(self.sampler(self.logits), self.state)
 
 
 def timed(call: Callable[[], Any]) -> float:
@@ -122,6 +124,7 @@ def main() -> None:
         for index in range(args.rounds + 2):
             for name, runner in runners.items():
                 before = probe.once()
+                time.sleep(_REST)
                 taken = timed(runner.step)
                 band = (before + probe.once()) / 2
                 if index < 2:

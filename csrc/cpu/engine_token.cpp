@@ -11,7 +11,7 @@ namespace {
 using nx::Activation;
 using nx::EngineState;
 
-constexpr int64_t kRowBytes = 1 << 16;  // of a matrix, that a thread takes at a time
+constexpr int64_t kRowBytes = 1 << 18;  // of a matrix, that a thread takes at a time
 
 struct Thread {
     const EngineState& s;

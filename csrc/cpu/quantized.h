@@ -107,6 +107,7 @@ inline void row_int8(const Quantized& x, const int8_t* w, int64_t K, float* out,
     __m512 total[kBatch] = {};
     const __m512i each = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
     for (int64_t j = 0; j < K / kBlock; ++j) {
+        _mm_prefetch(w + j * kBlock + 4096, _MM_HINT_T0);
         const __m512i u = _mm512_xor_si512(_mm512_loadu_si512(w + j * kBlock), _mm512_set1_epi8(-128));
         for (int b = 0; b < kBatch; ++b) {
             const int64_t at = b * (K / kBlock) + j;
@@ -139,9 +140,10 @@ inline void row_int4(const Quantized& x, const uint8_t* w, const uint16_t* d, in
             total[b] = _mm512_fmadd_ps(both, _mm512_loadu_ps(x.spread + (b * pairs + p) * 16), total[b]);
         }
     };
-    for (int64_t p = 0; p < whole; ++p)
+    for (int64_t p = 0; p < whole; ++p) {
+        _mm_prefetch(w + p * 64 + 4096, _MM_HINT_T0);
         add(p, _mm512_loadu_si512(w + p * 64),
-            _mm512_mask_set1_epi32(_mm512_set1_epi32(scales_of(2 * p)), 0xff00, scales_of(2 * p + 1)));
+            _mm512_mask_set1_epi32(_mm512_set1_epi32(scales_of(2 * p)), 0xff00, scales_of(2 * p + 1)));}
     if (whole < pairs)
         add(whole, _mm512_zextsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + whole * 64))),
             _mm512_maskz_set1_epi32(0x00ff, scales_of(2 * whole)));

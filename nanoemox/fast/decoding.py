@@ -94,7 +94,8 @@ class EngineLanguage(nn.Module):
             engine = self._room(0, max(state.positions) + 1)
             logits, _ = engine.step(ids.tolist(), state.positions, state.slots)
             state.positions[:] = [position + 1 for position in state.positions]
-            return logits.clone()  # another thread's step writes where this one wrote
+            # Another thread's step writes where this one wrote. PyTorch's copy would start its threads.
+            return torch.from_numpy(logits.numpy().copy())
 
     def keep(self, state: Decoding, rows: list[int]) -> None:
         """Go on with some of the sequences; the slots of the others are given back."""
