@@ -22,6 +22,7 @@ from tables import write
 from torch import Tensor
 
 import nanoemox
+from nanoemox.fast.language import merge_adapters
 
 PROMPTS, NEW = 50, 64
 # name: family, width, mlp, heads, key-value heads, head size, vocabulary, tied, biases
@@ -64,7 +65,9 @@ def random_model(shape: tuple, folder: Path) -> None:
 
 
 def trained_demo(folder: Path) -> None:
-    nanoemox.load("demo", fast=False, device="cpu", dtype="float32").language.base.save_pretrained(folder)
+    language = nanoemox.load("demo", fast=False, device="cpu", dtype="float32").language
+    merge_adapters(language)
+    language.base.save_pretrained(folder)
 
 
 @torch.inference_mode()

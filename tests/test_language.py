@@ -167,3 +167,16 @@ def test_what_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
     with pytest.raises(CheckpointError, match="'gpt2' is not supported"):
         nanoemox.load_language(tmp_path)
+
+
+def test_products_see_few_numbers_of_rows(tmp_path, monkeypatch):
+    """PyTorch keeps a compiled product for each: prompts of every length would fill memory."""
+    from nanoemox.fast import decoding
+
+    saved(tmp_path, "qwen2")
+    language, seen = nanoemox.load_language(tmp_path, dtype="float32", device="cpu"), set()
+    multiply = decoding.multiply
+    monkeypatch.setattr(decoding, "multiply", lambda x, *rest: seen.add(len(x)) or multiply(x, *rest))
+    for length in range(1, 101, 9):
+        language.generate([list(range(length)), [1, 2, 3]], max_new_tokens=1)
+    assert seen <= {32, 64, 96, 128}
