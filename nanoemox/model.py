@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -116,29 +115,19 @@ class NanoEmoX(nn.Module):
     def encode_streams(self, frames: Tensor | None, audio: Tensor | None) -> Encoded:
         """frames [B,T,3,H,W] in 0..255 and audio [B,T,samples] at 16 kHz, either may be None."""
         out = Encoded()
-        jobs = [] if frames is None else [partial(self._watch, frames, out), partial(self._look, frames, out)]
-        self._run(jobs if audio is None else [*jobs, partial(self._listen, audio, out)])
+        if frames is not None:
+            visual, visual_taps = self.vision(frames)
+            face = self.face(frames)
+            out.visual = self.video_branch(visual)
+            out.face, out.face_attention = self.face_head(face)
+            out.features |= {"visual": visual, "visual_taps": visual_taps, "face": face}
+        if audio is not None:
+            speech, speech_taps = self.audio(audio)
+            out.speech = self.audio_branch(speech)
+            out.features |= {"audio": speech, "audio_taps": speech_taps}
         if frames is not None and audio is not None:
-            read = out.features
-            out.fusion, out.gates = self.fusion(read["audio"], read["audio_taps"], read["visual"], read["visual_taps"])
+            out.fusion, out.gates = self.fusion(speech, speech_taps, visual, visual_taps)
         return out
-
-    def _watch(self, frames: Tensor, out: Encoded) -> None:
-        out.features["visual"], out.features["visual_taps"] = self.vision(frames)
-        out.visual = self.video_branch(out.features["visual"])
-
-    def _look(self, frames: Tensor, out: Encoded) -> None:
-        out.features["face"] = self.face(frames)
-        out.face, out.face_attention = self.face_head(out.features["face"])
-
-    def _listen(self, audio: Tensor, out: Encoded) -> None:
-        out.features["audio"], out.features["audio_taps"] = self.audio(audio)
-        out.speech = self.audio_branch(out.features["audio"])
-
-    def _run(self, jobs: Sequence[Callable[[], None]]) -> None:
-        """What the streams need of their own, in any order."""
-        for job in jobs:
-            job()
 
     @torch.inference_mode()
     def encode(self, clips: Clip | Sequence[Clip]) -> Encoded:

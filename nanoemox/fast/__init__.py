@@ -4,7 +4,6 @@
 which and why, from the configuration alone.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from ..errors import CheckpointError
 from ..language import LanguageModel, hugging_face_config
 from ..model import NanoEmoX
 from .audio import FastAudio
-from .beside import Beside
 from .decoding import engine_language, why_no_engine
 from .face import FastFace, FastFaceHead
 from .fusion import FastFusion
@@ -38,13 +36,7 @@ class FastNanoEmoX(NanoEmoX):
         super().__init__(reference.config, parts)
         self.tokenizer, self.templates, self.source = reference.tokenizer, reference.templates, reference.source
         self.fast, self.quantize = True, quantize
-        self._stamp, self._beside = _stamp(self.source), Beside()
-
-    def _run(self, jobs: Sequence[Callable[[], None]]) -> None:
-        if self.device.type == "cuda":
-            self._beside.run(jobs, self.device)
-        else:
-            super()._run(jobs)
+        self._stamp = _stamp(self.source)
 
     def save(self, folder: str | Path) -> None:
         """Write a bundle with the weights of the one it was loaded from, in this model's dtype.
