@@ -14,16 +14,17 @@ from pathlib import Path
 
 from memory import resident
 from tables import write
+from torch import nn
 
 FORMS = {"bf16": (None, False), "int8": ("int8", False), "int8 from int8": (None, True), "int4": ("int4", False)}
 
 
-def held(model: object) -> int:
-    """Bytes of all weights, each counted once."""
-    tensors = (*model.parameters(), *model.buffers())  # type: ignore[attr-defined]
-    parts = {id(t) if t.is_mkldnn else t.data_ptr(): t.numel() * t.itemsize for t in tensors}
-    language = model.language  # type: ignore[attr-defined]
-    return sum(parts.values()) + getattr(language, "nbytes", 0)
+def held(model: nn.Module) -> int:
+    """Bytes of all weights, each counted once; packed ones are attributes of their layers."""
+    packed = [p for layer in model.modules() if (p := getattr(layer, "packed", None)) is not None]
+    parts = {t.data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers())}
+    language = getattr(model.language, "nbytes", 0)
+    return sum(parts.values()) + sum(p.numel() * p.itemsize for p in packed) + language
 
 
 def one(folder: str, quantize: str | None, save: str | None) -> None:

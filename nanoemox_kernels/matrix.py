@@ -45,7 +45,7 @@ class Matrix(NamedTuple):
 
 def quantize_int8(weight: Tensor) -> Matrix:
     """weight [rows,columns] -> int8 with a scale a row: the largest number of a row becomes 127."""
-    scales = weight.abs().amax(1).float() / 127
+    scales = torch.maximum(weight.amax(1), -weight.amin(1)).float() / 127
     data = torch.empty(weight.shape, dtype=torch.int8)
     for rows, source, scale in zip(data.split(_PANEL), weight.split(_PANEL), scales.split(_PANEL), strict=True):
         rows.copy_((source.float() / scale.clamp_min(1e-30)[:, None]).round_())
