@@ -1,8 +1,8 @@
 """`python benchmarks/language.py`: decode and prefill of the true-size language model on the CPU, beside Hugging Face.
 
-Random weights, one process, rounds of all forms in turn with a read-bandwidth probe among them; medians. A share is the
-bytes that a token must read, over its time, over the probe of the same round. `--busy N` times a step of
-each form beside N foreign busy processes too.
+Random weights, one process, rounds of all forms in turn with a read-bandwidth probe among them; medians. A share is
+the bytes that a token must read, over its time, over the probe of the same round; 20 ms lie between probe and step, in
+which the probe's threads come to rest. `--busy N` times a step of each form beside N foreign busy processes too.
 """
 
 import argparse
