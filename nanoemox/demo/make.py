@@ -112,9 +112,12 @@ def make_base(work: Work) -> None:
 
 def curriculum(
     work: Work, *, order: str | None = None, seed: int | None = None, out: str = "p2e", scale: float = 1,
-    device: str = "cpu",
+    device: str = "cpu", base: str | None = None,
 ) -> Path:  # fmt: skip
-    """The four stages by `nanoemox.train`, from the base; goes on with a run that is there. `scale`: of the steps."""
+    """The four stages by `nanoemox.train`; goes on with a run that is there.
+
+    scale: of the steps. base: the bundle whose frozen parts it starts from, or else the work folder's.
+    """
     from ..train.cli import open_datasets
     from ..train.config import read_config
     from ..train.run import train
@@ -124,7 +127,7 @@ def curriculum(
     seed = work.seed if seed is None else seed
     config = read_config("demo", order=order, out=str(work[out]), data=str(work["corpus"]), seed=seed)
     stages = {name: replace(stage, steps=max(1, round(stage.steps * scale))) for name, stage in config.stages.items()}
-    model = replace(config.model, bundle=str(work["base"]))
+    model = replace(config.model, bundle=base or str(work["base"]))
     config = replace(config, cache=str(work["features"]), model=model, stages=stages, device=device)
     parts = read_arrays(work["arrays"], ("train", "voices"))
     held = {plan.name: (part, i) for part in parts.values() for i, plan in enumerate(part.plans)}
