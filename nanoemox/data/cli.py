@@ -24,6 +24,7 @@ def add_parser(commands: Any) -> None:
     synth.add_argument("--n", type=int, default=1400, metavar="N", help="clips to train on (default 1400)")
     synth.add_argument("--test", type=int, metavar="M", help="clips to test on (default a fifth of N)")
     synth.add_argument("--workers", type=int, metavar="W", help="processes (default: one a core)")
+    synth.add_argument("--speech", action="store_true", help="espeak-ng says the words; bytes vary with its version")
 
 
 def _validate(args: argparse.Namespace) -> int:
@@ -73,6 +74,8 @@ def _unreadable(file: Path, entries: list[Any]) -> list[str]:
 def _synth(args: argparse.Namespace) -> int:
     from .synthetic import write_corpus
 
-    seconds = write_corpus(args.out, seed=args.seed, n=args.n, test=args.test, workers=args.workers)
+    seconds = write_corpus(
+        args.out, seed=args.seed, n=args.n, test=args.test, workers=args.workers, audible=args.speech
+    )
     print(f"wrote {args.out} in {seconds:.0f} s", file=sys.stderr)
     return 0

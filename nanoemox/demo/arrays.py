@@ -53,7 +53,7 @@ def file_of(corpus: Path, part: str, plan: Plan) -> Path:
 
 
 def write_arrays(corpus: Path, out: Path, seed: int, count: int, test: int) -> None:
-    """Decodes the corpus of these counts into `out`, with a process a core."""
+    """Decodes the corpus of these counts into `out`, with a process a core, of up to 16: each has a thread a core."""
     out.mkdir(parents=True)
     jobs = []
     for part, chosen in zip(PARTS, plans(seed, count, test), strict=True):
@@ -61,7 +61,7 @@ def write_arrays(corpus: Path, out: Path, seed: int, count: int, test: int) -> N
             dtype, shape = _SHAPES[name]
             np.lib.format.open_memmap(out / f"{part}_{name}.npy", "w+", dtype, (len(chosen), *shape)).flush()
         jobs += [(corpus, out, part, i, p) for i, p in enumerate(chosen)]
-    with multiprocessing.get_context("spawn").Pool(len(os.sched_getaffinity(0))) as pool:
+    with multiprocessing.get_context("spawn").Pool(min(16, len(os.sched_getaffinity(0)))) as pool:
         for _ in pool.imap_unordered(_decode, jobs, chunksize=16):
             pass
     (out / "plan.json").write_text(json.dumps({"seed": seed, "count": count, "test": test}) + "\n")

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import random
+import sys
 from collections import Counter
 
 import numpy as np
@@ -221,3 +222,35 @@ def test_units_are_those_that_are_drawn(monkeypatch):
     told = render.units(p)
     assert told.shape == (len(pixels), len(faces.NAMES))
     assert np.array_equal(told, np.stack(list(drawn[0][1].values()), 1).astype(np.float32))
+
+
+def test_words_can_be_audible(tmp_path, monkeypatch):
+    """A stand-in for the synthesiser says 3 s of a tone, louder the more energy is asked for."""
+    program = tmp_path / "espeak-ng"
+    program.write_text(
+        f"#!{sys.executable}\nimport sys, wave\nimport numpy as np\nassert sys.stdin.read().strip()\n"
+        "asked = dict(zip(sys.argv[3::2], sys.argv[4::2]))\nassert asked.keys() == {'-v', '-p', '-s', '-a'}, sys.argv\n"
+        "tone = np.sin(2 * np.pi * 440 * np.arange(3 * 22050) / 22050) * float(asked['-a']) * 80\n"
+        "import io\nheld = io.BytesIO()\n"
+        "with wave.open(held, 'wb') as file:\n    file.setparams((1, 2, 22050, 0, 'NONE', ''))\n"
+        "    file.writeframes(tone.astype('<i2').tobytes())\n"
+        "head = bytearray(held.getvalue())\nhead[4:8] = head[40:44] = b'\\x00\\xf0\\xff\\x7f'\n"  # as in a pipe
+        "sys.stdout.buffer.write(head)\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (p,) = plan(3, TRAIN, 1, range(1))
+    pixels, mute, _ = render.render(p)
+    longer, sound, _ = render.render(p, audible=True)
+    assert len(pixels) < len(longer) == int(3.2 * faces.RATE) and len(mute) < len(sound)
+    tone = np.exp(2j * np.pi * 440 * np.arange(len(sound)) / voices.RATE)
+    strength = [abs(np.vdot(tone[: len(x)], x)) / len(x) for x in (mute, sound)]
+    assert strength[1] > 10 * strength[0] and np.abs(sound).max() <= 1
+    program.write_text("#!/bin/sh\necho 'no voice' >&2; exit 3\n")
+    with pytest.raises(ValueError, match=r"espeak-ng failed \(3\): no voice"):
+        write_corpus(tmp_path / "x", n=2, test=2, workers=1, audible=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["espeak-ng"]
+    program.unlink()
+    with pytest.raises(UsageError, match="espeak-ng is not on the PATH; install eSpeak NG"):
+        write_corpus(tmp_path / "x", n=2, test=2, audible=True)
+    assert not list(tmp_path.iterdir())

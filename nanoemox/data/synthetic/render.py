@@ -8,7 +8,7 @@ from typing import Any
 import av
 import numpy as np
 
-from . import faces, voices
+from . import faces, speech, voices
 from .plan import FACES, VOICES, Plan
 
 # One thread, one quantiser and no time stamps of the writer: the same bytes every time.
@@ -23,9 +23,12 @@ def throat_of(seed: int, speaker: int) -> voices.Throat:
     return voices.Throat.draw(np.random.default_rng([seed, VOICES, speaker]))
 
 
-def render(plan: Plan) -> tuple[np.ndarray, np.ndarray, int]:
-    """Frames uint8 [n, size, size, 3], sound float32 [samples], and the frame in which the face is at its apex."""
-    rng, wave_, mouth = _speak(plan)
+def render(plan: Plan, audible: bool = False) -> tuple[np.ndarray, np.ndarray, int]:
+    """Frames uint8 [n, size, size, 3], sound float32 [samples], and the frame in which the face is at its apex.
+
+    audible: the voice says the words, by speech.py; the clip is as long as they take.
+    """
+    rng, wave_, mouth = _speak(plan, audible)
     pixels, apex = faces.film(plan.shown["face"], looks_of(plan.seed[0], plan.speaker), mouth, rng)
     return pixels, wave_, apex
 
@@ -36,21 +39,27 @@ def units(plan: Plan) -> np.ndarray:
     return np.stack(list(faces.act(plan.shown["face"], len(mouth), rng)[1].values()), 1).astype(np.float32)
 
 
-def _speak(plan: Plan) -> tuple[np.random.Generator, np.ndarray, np.ndarray]:
+def _speak(plan: Plan, audible: bool = False) -> tuple[np.random.Generator, np.ndarray, np.ndarray]:
     """The clip's random numbers after its voice, the voice [samples], and how far it opens the mouth [frames]."""
     rng = np.random.default_rng([*plan.seed, 1])
-    wave_, loud = voices.utter(plan.shown["voice"], throat_of(plan.seed[0], plan.speaker), _seconds(rng), rng)
+    sound, loud = _voice(plan, rng, audible)
     frames = len(loud) * voices.HOP * faces.RATE // voices.RATE
-    return rng, wave_, np.interp(np.arange(frames) / faces.RATE, np.arange(len(loud)) * voices.HOP / voices.RATE, loud)
+    return rng, sound, np.interp(np.arange(frames) / faces.RATE, np.arange(len(loud)) * voices.HOP / voices.RATE, loud)
 
 
-def _seconds(rng: np.random.Generator) -> float:
-    return float(rng.uniform(2.1, 2.9))
+def _voice(plan: Plan, rng: np.random.Generator, audible: bool) -> tuple[np.ndarray, np.ndarray]:
+    """What `voices.utter` gives, the words over it if they are wanted."""
+    emotion, throat, seconds = plan.shown["voice"], throat_of(plan.seed[0], plan.speaker), float(rng.uniform(2.1, 2.9))
+    if not audible:
+        return voices.utter(emotion, throat, seconds, rng)
+    words = speech.say(plan.spoken.text, emotion, throat)
+    sound, loud = voices.utter(emotion, throat, max(seconds, len(words) / voices.RATE + 0.2), rng)
+    return speech.over(sound, words), loud
 
 
-def write_clip(plan: Plan, path: Path) -> int:
+def write_clip(plan: Plan, path: Path, audible: bool = False) -> int:
     """Writes the clip; returns the frame of the apex."""
-    pixels, sound, apex = render(plan)
+    pixels, sound, apex = render(plan, audible)
     with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
         video = container.add_stream("libx264", rate=faces.RATE, options=_H264)
         video.width = video.height = faces.SIZE
@@ -89,10 +98,9 @@ def _encode_sound(container: Any, stream: Any, sound: np.ndarray) -> None:
     container.mux(stream.encode())
 
 
-def write_voice(plan: Plan, path: Path) -> None:
+def write_voice(plan: Plan, path: Path, audible: bool = False) -> None:
     """The voice alone, 16 bits."""
-    rng = np.random.default_rng([*plan.seed, 1])
-    sound, _ = voices.utter(plan.shown["voice"], throat_of(plan.seed[0], plan.speaker), _seconds(rng), rng)
+    sound, _ = _voice(plan, np.random.default_rng([*plan.seed, 1]), audible)
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
