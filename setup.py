@@ -21,7 +21,7 @@ from setuptools.command.build_ext import build_ext
 SOURCES = Path("csrc/cpu")
 LIBRARY = "nanoemox_kernels.libnanoemox_cpu"
 FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno"]
-FLAGS += ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-maybe-uninitialized"]
+FLAGS += ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-maybe-uninitialized", "-Wno-uninitialized"]
 AVX512 = [f"-mavx512{part}" for part in ("f", "bw", "dq", "vl")] + ["-mfma", "-mprefer-vector-width=512"]
 # Flags of each instruction set; the names are those of csrc/cpu/kernels.h.
 LEVELS = {"baseline": []}

@@ -22,6 +22,8 @@ STRUCTURES = {
     " update_stride_n ~eps",
     "quantized_linear": "dtype *out *x *data *scales *bias *scratch M N K precision activation combine stride_x"
     " stride_out",
+    "attention": "dtype *out *q *k *v *bias *scratch n H M T d w out_n out_h out_m q_n q_h q_m k_n k_h k_t v_n v_h v_t"
+    " bias_w bias_h bias_m ~scale",
     "tap_pool": "dtype *out *hidden R N D mean out_stride_r hidden_stride_r hidden_stride_n ~weight",
 }
 _KINDS = {"*": ctypes.c_void_p, "~": ctypes.c_double}
@@ -52,6 +54,8 @@ def _open() -> tuple[Any, str]:
     library.nx_cpu_expert_fusion_scratch.restype = ctypes.c_int64
     library.nx_cpu_quantized_linear_scratch.argtypes = [ctypes.c_int64] * 2
     library.nx_cpu_quantized_linear_scratch.restype = ctypes.c_int64
+    library.nx_cpu_attention_scratch.argtypes = [ctypes.c_int64] * 2
+    library.nx_cpu_attention_scratch.restype = ctypes.c_int64
     library.nx_cpu_read.argtypes = [ctypes.c_void_p, ctypes.c_int64]
     library.nx_cpu_read.restype = ctypes.c_int64
     library.nx_engine_create.restype = ctypes.c_void_p

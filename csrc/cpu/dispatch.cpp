@@ -21,6 +21,8 @@ struct Level {
     void (*tap_pool)(const nx_tap_pool_args&);
     void (*quantized_linear)(const nx_quantized_linear_args&);
     int64_t (*quantized_linear_scratch)(int64_t, int64_t);
+    void (*attention)(const nx_attention_args&);
+    int64_t (*attention_scratch)(int64_t, int64_t);
     int64_t (*read)(const void*, int64_t);
     void (*engine_token)(const nx::EngineState&, int64_t);
 };
@@ -28,7 +30,7 @@ struct Level {
 #define NX_ROW(isa, usable)                                                                              \
     {#isa, [] { return usable; }, nx::isa::expert_gate, nx::isa::expert_fusion, nx::isa::temporal_xattn, \
      nx::isa::residual_norm, nx::isa::tap_pool, nx::isa::quantized_linear, nx::isa::quantized_linear_scratch,    \
-     nx::isa::read, nx::isa::engine_token}
+     nx::isa::attention, nx::isa::attention_scratch, nx::isa::read, nx::isa::engine_token}
 
 const Level kLevels[] = {
     NX_ROW(baseline, true),
@@ -154,6 +156,16 @@ int nx_cpu_quantized_linear(const nx_quantized_linear_args* a) {
     NX_CHECK(a->activation >= 0 && a->activation <= NX_GELU_TANH, "no such activation");
     NX_CHECK(a->combine >= NX_STORE && a->combine <= NX_MULTIPLY, "no such way to combine");
     if (a->M && a->N) level().quantized_linear(*a);
+    return NX_OK;
+}
+
+int64_t nx_cpu_attention_scratch(int64_t T, int64_t d) { return level().attention_scratch(T, d); }
+
+int nx_cpu_attention(const nx_attention_args* a) {
+    NX_DTYPE(a);
+    NX_CHECK(a->n >= 0 && a->M >= 0 && positive({a->H, a->T, a->d}), "n and M must be at least 0, H, T and d at least 1");
+    NX_CHECK(!a->bias || a->w >= 1, "a bias has at least one item");
+    if (a->n && a->M) level().attention(*a);
     return NX_OK;
 }
 

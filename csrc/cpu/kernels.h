@@ -13,6 +13,8 @@
     void tap_pool(const nx_tap_pool_args& args);                 \
     void quantized_linear(const nx_quantized_linear_args& args); \
     int64_t quantized_linear_scratch(int64_t M, int64_t K);      \
+    void attention(const nx_attention_args& args);               \
+    int64_t attention_scratch(int64_t T, int64_t d);             \
     int64_t read(const void* data, int64_t n);                   \
     void engine_token(const EngineState& state, int64_t thread); \
     }

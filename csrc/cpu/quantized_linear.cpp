@@ -63,7 +63,12 @@ void quantize_row(const nx_quantized_linear_args& a, const Shared& s, int64_t m,
     }
 }
 
+template <class T>
 inline Vec activate(Vec x, int64_t activation) {
+    if constexpr (sizeof(T) == sizeof(bf16)) {
+        if (activation == NX_GELU) return short_gelu(x);
+        if (activation == NX_SILU) return short_silu(x);
+    }
     switch (activation) {
         case NX_RELU:
             return x > 0.0f ? x : (x != x ? x : Vec{});
@@ -94,7 +99,7 @@ void finish(const nx_quantized_linear_args& a, int64_t m, int64_t rows, int64_t 
     }
     if (a.activation)
         for (int64_t r = 0; r < rows; ++r)
-            for (int i = 0; i < kPanel; i += kLanes) store(products[r] + i, activate(load(products[r] + i), a.activation));
+            for (int i = 0; i < kPanel; i += kLanes) store(products[r] + i, activate<T>(load(products[r] + i), a.activation));
     for (int64_t r = 0; r < rows; ++r) {
         const float* p = products[r];
         T* out = static_cast<T*>(a.out) + (m + r) * a.stride_out + n0;
@@ -108,33 +113,6 @@ void finish(const nx_quantized_linear_args& a, int64_t m, int64_t rows, int64_t 
 }
 
 #if defined(__AVX512VNNI__)
-
-// 16 rows of 16 numbers -> their columns.
-inline void transpose(__m512i* r) {
-    __m512i t[16];
-    for (int i = 0; i < 8; ++i) {
-        t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-        t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
-    }
-    for (int i = 0; i < 4; ++i) {
-        r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
-        r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
-        r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
-        r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
-    }
-    for (int i = 0; i < 4; ++i) {
-        t[i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88);
-        t[4 + i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
-        t[8 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88);
-        t[12 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
-    }
-    for (int i = 0; i < 4; ++i) {
-        r[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
-        r[4 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88);
-        r[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
-        r[12 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xdd);
-    }
-}
 
 // Rows [n0, n0 + 64) of the matrix -> unsigned [K/4][64][4]; rows past the end become 0. int4: scales [K/32][64] too.
 inline void pack(const nx_quantized_linear_args& a, int64_t n0, uint8_t* panel, float* scales) {

@@ -65,6 +65,19 @@ inline void store(bf16* p, Vec v) {
 }
 
 // The first n elements; the other lanes are 0, or are left alone in memory.
+#if defined(__AVX512F__)
+inline __mmask16 first_lanes(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
+inline Vec load_part(const float* p, int64_t n) { return (Vec)_mm512_maskz_loadu_ps(first_lanes(n), p); }
+inline Vec load_part(const bf16* p, int64_t n) {
+    return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first_lanes(n), p)), 16);
+}
+inline void store_part(float* p, Vec v, int64_t n) { _mm512_mask_storeu_ps(p, first_lanes(n), (__m512)v); }
+inline void store_part(bf16* p, Vec v, int64_t n) {
+    __m256i half;
+    store(reinterpret_cast<bf16*>(&half), v);
+    _mm256_mask_storeu_epi16(p, first_lanes(n), half);
+}
+#else
 template <class T>
 inline Vec load_part(const T* p, int64_t n) {
     T held[kLanes] = {};
@@ -78,6 +91,7 @@ inline void store_part(T* p, Vec v, int64_t n) {
     store(held, v);
     std::memcpy(p, held, n * sizeof(T));
 }
+#endif
 
 // Calls body(i, load, store) for every vector of a row of n elements, the last one possibly in part.
 template <class Body>
@@ -91,9 +105,24 @@ inline void each_vector(int64_t n, Body body) {
 }
 
 inline float sum(Vec v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)v);
+#else
     float total = 0;
     for (int i = 0; i < kLanes; ++i) total += v[i];
     return total;
+#endif
+}
+
+// The largest lane; NaN is passed over.
+inline float top_of(Vec v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)v);
+#else
+    float top = v[0];
+    for (int i = 1; i < kLanes; ++i) top = v[i] > top ? v[i] : top;
+    return top;
+#endif
 }
 
 constexpr float kExp[] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
@@ -110,6 +139,19 @@ inline Vec exp(Vec x) {
     const VecInt scale = ((VecInt)shifted - 0x4b400000 + 127) << 23;
     const Vec y = p * (Vec)scale;
     return x < -87.0f ? Vec{} : y;
+}
+
+// 2^r for r in -1/2..1/2: to 1e-7 of itself, and to 3e-6, which is enough for what becomes bf16.
+constexpr float kExp2[] = {1.3276471e-3f, 9.6755410e-3f, 5.5507131e-2f, 0.24022120f, 0.69314694f, 1.0000001f};
+constexpr float kExp2Short[] = {9.5701013e-3f, 5.5917859e-2f, 0.24024744f, 0.69312179f, 0.99999928f};
+
+// 2^x for x in -125..125, by one of these.
+template <int kTerms>
+inline Vec exp2_by(const float (&terms)[kTerms], Vec x) {
+    const Vec shifted = x + 12582912.0f, r = x - (shifted - 12582912.0f);
+    Vec p = splat(terms[0]);
+    for (int i = 1; i < kTerms; ++i) p = p * r + terms[i];
+    return (Vec)((VecInt)p + ((VecInt)shifted << 23));
 }
 
 constexpr float kPhi[] = {0.1383673648f, 0.1486239555f, 0.1030026631f, 0.0809740533f, 0.1393804228f,
@@ -132,6 +174,58 @@ inline Vec gelu(Vec x) {
     const Vec phi = x < 0.0f ? tail : 1.0f - tail;
     return x * (a < 1.0f ? 0.5f + x * q : phi);
 }
+
+// 1 / x to 6e-5 of itself or better.
+inline Vec short_inverse(Vec x) {
+#if defined(__AVX512F__)
+    return (Vec)_mm512_rcp14_ps((__m512)x);
+#else
+    return 1.0f / x;
+#endif
+}
+
+// x Phi(x) and x / (1 + e^-x) to 1e-4 of themselves: for what becomes bf16. Phi(-a) as in gelu, P fitted to 4e-5.
+inline Vec short_gelu(Vec x) {
+    constexpr float kShort[] = {-0.0902489349f, 0.256989837f, 0.0350860953f, 0.160422042f, 0.137772605f};
+    const Vec a = x < 0.0f ? -x : x, t = short_inverse(1.0f + 0.35f * a), square = -0.72134752f * a * a;
+    Vec p = splat(kShort[0]);
+    for (int i = 1; i < 5; ++i) p = p * t + kShort[i];
+    const Vec tail = exp2_by(kExp2Short, square < -100.0f ? splat(-100.0f) : square) * t * p;
+    return x * (x < 0.0f ? tail : 1.0f - tail);
+}
+inline Vec short_silu(Vec x) {
+    const Vec raw = -1.44269504f * x, below = raw > 125.0f ? splat(125.0f) : raw;
+    return x * short_inverse(1.0f + exp2_by(kExp2Short, below < -125.0f ? splat(-125.0f) : below));
+}
+
+#if defined(__AVX512F__)
+// 16 rows of 16 numbers -> their columns.
+inline void transpose(__m512i* r) {
+    __m512i t[16];
+    for (int i = 0; i < 8; ++i) {
+        t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+    }
+    for (int i = 0; i < 4; ++i) {
+        r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+        r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+        r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+        r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+    }
+    for (int i = 0; i < 4; ++i) {
+        t[i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88);
+        t[4 + i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
+        t[8 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88);
+        t[12 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
+    }
+    for (int i = 0; i < 4; ++i) {
+        r[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
+        r[4 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88);
+        r[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
+        r[12 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xdd);
+    }
+}
+#endif
 
 template <class TA, class TB>
 inline float dot(const TA* a, const TB* b, int64_t n) {

@@ -125,6 +125,22 @@ typedef struct {
 } nx_tap_pool_args;
 NX_API int nx_cpu_tap_pool(const nx_tap_pool_args* args);
 
+/* out = softmax(scale q k^T + bias) v, with scores and sums in fp32. */
+typedef struct {
+    int64_t dtype;
+    void* out;        /* T [n,H,M,d]; here and below any strides but the last, 1 */
+    const void* q;    /* T [n,H,M,d] */
+    const void* k;    /* T [n,H,T,d] */
+    const void* v;    /* T [n,H,T,d] */
+    const void* bias; /* T [w,H,M,T] or null; item i has bias i % w */
+    void* scratch;    /* nx_cpu_attention_scratch bytes, on a boundary of 64 */
+    int64_t n, H, M, T, d, w;
+    int64_t out_n, out_h, out_m, q_n, q_h, q_m, k_n, k_h, k_t, v_n, v_h, v_t, bias_w, bias_h, bias_m;
+    double scale;
+} nx_attention_args;
+NX_API int64_t nx_cpu_attention_scratch(int64_t T, int64_t d);
+NX_API int nx_cpu_attention(const nx_attention_args* args);
+
 /* The decode engine: one call a token runs every layer of a qwen2 or llama language model for B sequences. It keeps
  * pointers to what the caller owns (weights, tables, cache) and has threads of its own; a call to one engine at a time.
  *

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanoemox_kernels.attention import attention
 from nanoemox_kernels.decode_engine import DecodeEngine, EngineLayer, EngineShape, why_not
 from nanoemox_kernels.matrix import BLOCK, QUANTIZERS, Matrix, multiply, quantize_int8, quantized_linear
 
@@ -145,7 +146,7 @@ class EngineLanguage(nn.Module):
         spare = _spare(sum(lengths)) if self.layers and self.layers[0].q.scales is None else 0
         hidden = torch.cat([*prompts, prompts[0].new_zeros(spare, prompts[0].shape[1])]).to(self.embedding.dtype)
         angles = [torch.cat([*(t[first : first + L] for L in lengths), t[:1].expand(spare, -1)]) for t in self.tables]
-        sights = [_sight(L, first) for L in lengths]
+        sights = [_sight(L, first, hidden.dtype) for L in lengths]
         spans = [(slot, first + L, sight) for slot, L, sight in zip(slots, lengths, sights, strict=True)]
         for layer, keys, values in zip(self.layers, self.engine.keys, self.engine.values, strict=True):
             hidden = self._layer(layer, hidden, angles, keys, values, first, spans)
@@ -158,7 +159,7 @@ class EngineLanguage(nn.Module):
 
     def _layer(
         self, layer: EngineLayer, hidden: Tensor, angles: list[Tensor], keys: Tensor, values: Tensor, first: int,
-        spans: list[tuple[int, int, Tensor | None]],
+        spans: list[tuple[int, int, Tensor]],
     ) -> Tensor:  # fmt: skip
         """hidden [N,W] -> [N,W]; keys and values [slots,kv_heads,capacity,head_size] take the prompts'."""
         c = self.shape
@@ -171,13 +172,13 @@ class EngineLanguage(nn.Module):
         )  # [heads,N,head_size]
         q, k = (_rotate(x, *angles) for x in (q, k))
         mixed, row = y.new_zeros(len(hidden), c.heads * c.head_size), 0
+        grouped = (c.kv_heads, c.heads // c.kv_heads)
+        out = mixed.view(len(hidden), *grouped, c.head_size).permute(1, 2, 0, 3)
         for slot, end, sight in spans:
             here = slice(row, row := row + end - first)
             keys[slot, :, first:end], values[slot, :, first:end] = k[:, here], v[:, here]
-            mixed[here] = F.scaled_dot_product_attention(
-                q[None, :, here], keys[slot, None, :, :end], values[slot, None, :, :end], attn_mask=sight,
-                is_causal=sight is None, enable_gqa=c.heads != c.kv_heads,
-            )[0].transpose(0, 1).flatten(1)  # fmt: skip
+            seen = (t[slot, :, None, :end].expand(*grouped, -1, -1) for t in (keys, values))
+            attention(q.unflatten(0, grouped)[:, :, here], *seen, sight, out=out[:, :, here])
         hidden = _added(hidden, mixed, layer.o, layer.o_bias)
         y = self._rms_norm(hidden, layer.post_norm)
         return _added(hidden, _gated(y, layer), layer.down, layer.down_bias)
@@ -216,9 +217,9 @@ def _spare(rows: int) -> int:
     return -rows % step
 
 
-def _sight(length: int, first: int) -> Tensor | None:
-    """What the rows of a prompt see: [length, first + length], None where it is plainly causal."""
-    return torch.ones(length, first + length, dtype=torch.bool).tril(first) if first else None
+def _sight(length: int, first: int, dtype: torch.dtype) -> Tensor:
+    """Added to the scores of a prompt's rows: [1,1,length,first + length], minus infinity where a row does not look."""
+    return torch.full((1, 1, length, first + length), -torch.inf, dtype=dtype).triu(first + 1)
 
 
 def _rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:

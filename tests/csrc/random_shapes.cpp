@@ -154,6 +154,23 @@ static std::vector<float> many(int64_t dtype) {
     return read(out, dtype);
 }
 
+static std::vector<float> attend(int64_t dtype) {
+    const int64_t n = size(0, 5), H = size(1, 4), M = size(0, 20), T = size(1, 140), d = size(1, 140), w = size(0, 3);
+    const int64_t gap = size(0, 3), row = H * d + gap;
+    const auto rows = [&](int64_t count) { return n && count ? (n * count - 1) * row + H * d : 0; };
+    Buffer out(dtype, rows(M)), q(dtype, rows(M)), k(dtype, rows(T)), v(dtype, rows(T)), bias(dtype, w * H * M * T);
+    const auto release = [](void* p) { std::free(p); };
+    const int64_t bytes = nx_cpu_attention_scratch(T, d);
+    std::unique_ptr<void, decltype(release)> scratch(std::aligned_alloc(64, (bytes + 63) / 64 * 64), release);
+    nx_attention_args args{dtype, out.data(), q.data(), k.data(), v.data(), w ? bias.data() : nullptr, scratch.get(),
+                           n,     H,          M,        T,        d,        w ? w : 1,
+                           M * row, d, row,   M * row,  d,        row,      T * row,                   d,
+                           row,   T * row,    d,        row,      H * M * T, M * T,                    T,
+                           1 / std::sqrt(double(d))};
+    require(nx_cpu_attention(&args) == NX_OK, "attention");
+    return read(out, dtype);
+}
+
 int main(int argc, char** argv) {
     const int rounds = argc > 1 ? std::atoi(argv[1]) : 50;
     std::string levels = nx_isa_levels();
@@ -163,7 +180,7 @@ int main(int argc, char** argv) {
         const std::string name = levels.substr(at, end == std::string::npos ? end : end - at);
         require(nx_set_isa(name.c_str()) == NX_OK && name == nx_isa(), "set_isa " + name);
         for (int round = 0; round < rounds; ++round)
-            for (auto kernel : {gate, fusion, xattn, norm, pool, many}) {
+            for (auto kernel : {gate, fusion, xattn, norm, pool, many, attend}) {
                 random_engine.seed(round);
                 const std::vector<float> exact = kernel(NX_F32);
                 random_engine.seed(round);

@@ -14,6 +14,7 @@ from support import assert_as_good_as, double, random
 
 import nanoemox_kernels as nk
 from nanoemox_kernels import _native
+from nanoemox_kernels.attention import attention
 from nanoemox_kernels.ops.expert_fusion import reference as fusion_reference
 from nanoemox_kernels.ops.expert_gate import reference as gate_reference
 from nanoemox_kernels.ops.feature_taps import reference as taps_reference
@@ -132,6 +133,58 @@ def test_feature_taps(level, dtype, shape, given):
         )
 
     compare(run(lambda t: t, ours), run(lambda t: t, reference), run(widen, reference))
+
+
+def attended(q, k, v, bias=None):
+    bias = None if bias is None else bias.expand(-1, *q.shape[1:3], -1).repeat(len(q) // len(bias), 1, 1, 1)
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
+@pytest.mark.parametrize(
+    "shape",  # n, H, M, T, d, items of the bias
+    [(2, 16, 257, 257, 64, 0), (4, 4, 49, 49, 32, 2), (3, 2, 1, 33, 80, 1), (2, 3, 13, 130, 128, 1),
+     (2, 1, 6, 5, 7, 2), (1, 1, 1, 1, 1, 0), (0, 2, 3, 4, 8, 0), (2, 3, 65, 64, 96, 0), (1, 2, 12, 200, 33, 1)],
+    ids=str,
+)  # fmt: skip
+def test_attention(level, dtype, shape):
+    n, H, M, T, d, w = shape
+    q, k, v = (random((n, count, 3, H, d), dtype, "cpu")[:, :, 0].transpose(1, 2) for count in (M, T, T))
+    bias = random((w, H, M, T), dtype, "cpu", 2) if w else None
+    low, exact = attended(q, k, v, bias), attended(*double((q, k, v)), None if bias is None else bias.double())
+    got = attention(q, k, v, bias)
+    assert_as_good_as(got, low, exact)
+    into = torch.full((n, H, M, 2 * d), 7, dtype=dtype)
+    assert attention(q, k, v, bias, out=into[..., :d]) is not got and torch.equal(into[..., :d], got)
+    assert (into[..., d:] == 7).all()
+
+
+def test_attention_of_shared_keys_and_a_mask(level, dtype):
+    """As the prefill calls it: two heads a group of keys, rows that see what came before."""
+    q, k, v = (random((3, heads, count, 64), dtype, "cpu") for heads, count in ((2, 9), (1, 14), (1, 14)))
+    sight = torch.full((1, 1, 9, 14), -torch.inf, dtype=dtype).triu(6)
+    got = attention(q, k.expand(-1, 2, -1, -1), v.expand(-1, 2, -1, -1), sight)
+    wide = [t.expand(-1, 2, -1, -1) for t in (k, v)]
+    assert_as_good_as(got, attended(q, *wide, sight), attended(*double((q, *wide, sight))))
+    assert torch.equal(
+        got[:, :, :1], attention(q[:, :, :1], k[:, :, :6].expand(-1, 2, -1, -1), v[:, :, :6].expand(-1, 2, -1, -1))
+    )
+    k[1, 0, 3, 5] = torch.nan
+    got = attention(q, k.expand(-1, 2, -1, -1), v.expand(-1, 2, -1, -1))
+    assert got[1].isnan().all() and got[::2].isfinite().all()
+    large = attention(1e3 * q, 1e3 * k[:1].expand(3, 2, -1, -1), v.expand(-1, 2, -1, -1))
+    assert large.isfinite().all()
+
+
+@needs_library
+def test_attention_refuses():
+    q = torch.randn(2, 3, 4, 8)
+    for wrong in ((q, q[:1], q), (q, q, q.bfloat16()), (q.half(), q.half(), q.half()), (q, q[:, :, :0], q[:, :, :0])):
+        with pytest.raises(ValueError, match=r"want q \[n,H,M,d\]"):
+            attention(*wrong)
+    with pytest.raises(ValueError, match=r"want a bias \[w,3,4,4\]"):
+        attention(q, q, q, torch.zeros(1, 2, 4, 4))
+    with pytest.raises(ValueError, match="want out"):
+        attention(q, q, q, out=torch.zeros(2, 3, 4, 9))
 
 
 def test_extreme_values_and_nan(level, dtype):
