@@ -19,7 +19,7 @@ from nanoemox_kernels.matrix import BLOCK, QUANTIZERS, Matrix, multiply, quantiz
 
 from ..errors import UsageError
 from .language import hand_over
-from .weights import let_go
+from .weights import give_back_heap, let_go
 
 _ROOM = 1024  # positions that a cache starts with
 
@@ -273,6 +273,7 @@ def engine_language(base: Any, quantize: str | None = None) -> EngineLanguage:
         matrices = [take(part) for part in parts.values()]
         rest = {f"{name}_bias": bias for name, bias in biases.items()}
         layers.append(EngineLayer._make([*matrices, *norms, joined, None, None, None, None])._replace(**rest))
+        give_back_heap()
     embedding, head = (part.weight.detach() for part in (base.model.embed_tokens, base.lm_head))
     size = attention_sizes(config)
     shape = EngineShape(config.hidden_size, config.intermediate_size, *size, config.vocab_size, config.rms_norm_eps)
