@@ -90,16 +90,18 @@ def quantized_linear(
     activation: str = "none",
     out: Tensor | None = None,
     combine: str = "store",
+    run: int = 256,
 ) -> Tensor:
     """activation(x W^T + bias) for many rows, W int8 or int4.
 
-    Runs of 64 to 256 numbers of a row of x are rounded to int8 with a scale of their own: the result of a row depends
-    on that row alone.
+    Runs of 64 numbers of a row of x are rounded to int8 with a scale of their own: the result of a row depends on that
+    row alone. With int8 matrices they may be longer, which is up to a quarter faster and coarser.
 
     Args:
         x: [...,columns], fp32 or bf16; bias: [rows] or None.
         activation: one of ACTIVATIONS; gelu is the erf form.
         out: [...,rows] in the dtype of x, contiguous; combine: "store", "add" to it or "multiply" into it.
+        run: most numbers that share a scale, 64 to 256.
 
     Returns:
         [...,rows] in the dtype of x: `out`, where it is given.
@@ -125,7 +127,7 @@ def quantized_linear(
     _native.call(
         "quantized_linear", x.dtype, out, rows, matrix.data, matrix.scales, held,
         scratch.data_ptr() + -scratch.data_ptr() % 64, M, N, K, PRECISIONS[matrix.precision], ACTIVATIONS[activation],
-        _COMBINE[combine], rows.stride(0), N,
+        _COMBINE[combine], rows.stride(0), N, run,
     )  # fmt: skip
     return out
 
@@ -133,7 +135,7 @@ def quantized_linear(
 def multiply(x: Tensor, matrix: Matrix, bias: Tensor | None = None) -> Tensor:
     """x [...,columns] W^T + bias in the dtype of x, for many rows at a time, on the form that decoding uses."""
     if matrix.scales is not None:
-        return quantized_linear(x, matrix, bias)
+        return quantized_linear(x, matrix, bias, run=BLOCK)
     weight, wide = matrix.data, None if bias is None else bias.to(x.dtype)
     if x.dtype == weight.dtype == torch.float32 and torch.backends.mkldnn.is_available() and x.numel():
         # oneDNN instead of MKL, which leaves AVX-512 alone on some processors: half the time.

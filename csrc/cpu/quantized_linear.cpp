@@ -14,10 +14,12 @@ namespace {
 constexpr int kPanel = 64;     // columns of the result that a thread makes at a time
 constexpr int64_t kWide = 256;  // most activations that share a scale
 
-// How many activations share a scale: with int8 more than in the decode engine, since here a scale costs time.
+// How many activations share a scale: with int8 as many as the caller allows, since a scale costs time.
 int64_t block_of([[maybe_unused]] const nx_quantized_linear_args& a) {
 #if defined(__AVX512VNNI__)
-    if (a.precision == NX_INT8) return a.K % kWide == 0 ? kWide : a.K % 128 == 0 ? 128 : kBlock;
+    if (a.precision == NX_INT8)
+        for (const int64_t block : {kWide, kWide / 2})
+            if (block <= a.run && a.K % block == 0) return block;
 #endif
     return kBlock;
 }

@@ -156,7 +156,8 @@ enum { NX_RELU = 1, NX_SILU = 2, NX_GELU = 3, NX_GELU_TANH = 4 };  /* 0: no acti
 enum { NX_STORE = 0, NX_ADD = 1, NX_MULTIPLY = 2 };                /* what becomes of what `out` holds */
 
 /* out = activation(x W^T + bias), stored, added to out or multiplied into it: for many rows, W in int8 or int4. Runs
- * of 64 to 256 numbers of a row of x are rounded to int8 with a scale of their own. K is a multiple of 64. */
+ * of 64 numbers of a row of x are rounded to int8 with a scale of their own; with int8 of 128 or 256, where `run` allows
+ * it. K is a multiple of 64. */
 typedef struct {
     int64_t dtype;
     void* out;         /* T [M,N], the last stride 1 */
@@ -164,7 +165,7 @@ typedef struct {
     nx_matrix w;       /* [N,K] */
     const float* bias; /* [N] or null */
     void* scratch;     /* nx_cpu_quantized_linear_scratch bytes, on a boundary of 64 */
-    int64_t M, N, K, precision, activation, combine, stride_x, stride_out;
+    int64_t M, N, K, precision, activation, combine, stride_x, stride_out, run;
 } nx_quantized_linear_args;
 NX_API int64_t nx_cpu_quantized_linear_scratch(int64_t M, int64_t K);
 NX_API int nx_cpu_quantized_linear(const nx_quantized_linear_args* args);

@@ -231,15 +231,15 @@ def _rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
 def _added(hidden: Tensor, x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
     """hidden + x W^T; hidden may be overwritten."""
     if matrix.scales is not None:
-        return quantized_linear(x, matrix, bias, out=hidden, combine="add")
+        return quantized_linear(x, matrix, bias, out=hidden, combine="add", run=BLOCK)
     return hidden + multiply(x, matrix, bias)
 
 
 def _gated(y: Tensor, layer: EngineLayer) -> Tensor:
     """silu(gate(y)) * up(y)."""
     if layer.gate.scales is not None:
-        active = quantized_linear(y, layer.gate, layer.gate_bias, activation="silu")
-        return quantized_linear(y, layer.up, layer.up_bias, out=active, combine="multiply")
+        active = quantized_linear(y, layer.gate, layer.gate_bias, activation="silu", run=BLOCK)
+        return quantized_linear(y, layer.up, layer.up_bias, out=active, combine="multiply", run=BLOCK)
     active = F.silu(multiply(y, layer.gate, layer.gate_bias), inplace=True)
     return active.mul_(multiply(y, layer.up, layer.up_bias))
 

@@ -149,7 +149,7 @@ static std::vector<float> many(int64_t dtype) {
     std::unique_ptr<void, decltype(release)> scratch(std::aligned_alloc(64, (bytes + 63) / 64 * 64), release);
     nx_quantized_linear_args args{dtype, out.data(), x.data(), {data.data(), scales.data()}, bias.floats(), scratch.get(),
                                   M,     N,          K,        form,                         activation,    combine,
-                                  K + gap, N + gap};
+                                  K + gap, N + gap,  64 * size(1, 4)};
     require(nx_cpu_quantized_linear(&args) == NX_OK, "quantized_linear");
     return read(out, dtype);
 }
