@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -115,19 +116,36 @@ class NanoEmoX(nn.Module):
     def encode_streams(self, frames: Tensor | None, audio: Tensor | None) -> Encoded:
         """frames [B,T,3,H,W] in 0..255 and audio [B,T,samples] at 16 kHz, either may be None."""
         out = Encoded()
-        if frames is not None:
-            visual, visual_taps = self.vision(frames)
-            face = self.face(frames)
-            out.visual = self.video_branch(visual)
-            out.face, out.face_attention = self.face_head(face)
-            out.features |= {"visual": visual, "visual_taps": visual_taps, "face": face}
-        if audio is not None:
-            speech, speech_taps = self.audio(audio)
-            out.speech = self.audio_branch(speech)
-            out.features |= {"audio": speech, "audio_taps": speech_taps}
-        if frames is not None and audio is not None:
-            out.fusion, out.gates = self.fusion(speech, speech_taps, visual, visual_taps)
+        seen = [] if frames is None else [partial(self._watch, frames, out), partial(self._look, frames, out)]
+        heard = [] if audio is None else [partial(self._listen, audio, out)]
+        clips = next((len(stream) for stream in (frames, audio) if stream is not None), 0)
+        self._run([*seen, *heard], clips)
+        shown = [] if frames is None else [partial(self._show, out)]
+        self._run([*shown, partial(self._fuse, out)] if seen and heard else shown, clips)
         return out
+
+    def _watch(self, frames: Tensor, out: Encoded) -> None:
+        out.features["visual"], out.features["visual_taps"] = self.vision(frames)
+
+    def _show(self, out: Encoded) -> None:
+        out.visual = self.video_branch(out.features["visual"])
+
+    def _look(self, frames: Tensor, out: Encoded) -> None:
+        out.features["face"] = self.face(frames)
+        out.face, out.face_attention = self.face_head(out.features["face"])
+
+    def _listen(self, audio: Tensor, out: Encoded) -> None:
+        out.features["audio"], out.features["audio_taps"] = self.audio(audio)
+        out.speech = self.audio_branch(out.features["audio"])
+
+    def _fuse(self, out: Encoded) -> None:
+        read = out.features
+        out.fusion, out.gates = self.fusion(read["audio"], read["audio_taps"], read["visual"], read["visual_taps"])
+
+    def _run(self, jobs: Sequence[Callable[[], None]], clips: int) -> None:
+        """Jobs of so many clips that do not wait for each other, the longest first."""
+        for job in jobs:
+            job()
 
     @torch.inference_mode()
     def encode(self, clips: Clip | Sequence[Clip]) -> Encoded:

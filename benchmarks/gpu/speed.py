@@ -87,6 +87,8 @@ def clips(B: int) -> dict[str, Tensor]:
 
 
 def encoders(run: Run) -> Iterator[Row]:
+    if not run.ceilings:
+        yield from ceilings(run)
     for B in ENCODER_BATCHES:
         inputs = clips(B)
         least = []

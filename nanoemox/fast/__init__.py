@@ -4,21 +4,24 @@
 which and why, from the configuration alone.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..bundle import build_empty, fill
 from ..config import NanoEmoXConfig
 from ..errors import CheckpointError
 from ..language import LanguageModel, hugging_face_config
-from ..model import NanoEmoX
+from ..model import Encoded, NanoEmoX
 from .audio import FastAudio
 from .decoding import engine_language, why_no_engine
 from .face import FastFace, FastFaceHead
 from .fusion import FastFusion
+from .graphs import Replayed, replayed, side_by_side
 from .language import merge_adapters
 from .linear import ACTIVATIONS
 from .vision import FastVision
@@ -27,16 +30,38 @@ from .weights import Weights, give_back_heap
 __all__ = ["FastNanoEmoX", "accelerate", "accelerate_language", "why_no_engine", "why_not"]
 
 _Stamp = list[tuple[str, int, int]]
+# GPU -> multiprocessors for the products of vision, face and sound of one clip, which then run at the same time.
+_SHARES: dict[str, tuple[int, ...]] = {}
 
 
-class FastNanoEmoX(NanoEmoX):
+class FastNanoEmoX(Replayed, NanoEmoX):
     """For inference: what it holds of the weights is folded and packed, the official tensors stay in its bundle."""
 
     def __init__(self, reference: NanoEmoX, parts: dict[str, nn.Module], quantize: str | None):
-        super().__init__(reference.config, parts)
+        NanoEmoX.__init__(self, reference.config, parts)
         self.tokenizer, self.templates, self.source = reference.tokenizer, reference.templates, reference.source
         self.fast, self.quantize = True, quantize
         self._stamp = _stamp(self.source)
+
+    def encode_streams(self, frames: Tensor | None, audio: Tensor | None) -> Encoded:
+        """As the reference; on a GPU vision, face and sound are branches of one graph."""
+        return self._encode(frames, audio)
+
+    @replayed
+    def _encode(self, frames: Tensor | None, audio: Tensor | None) -> Encoded:
+        return super().encode_streams(frames, audio)
+
+    def rests_on(self) -> Sequence[Tensor] | None:
+        """A weight of each part: one may be moved or replaced by itself."""
+        encoders = (self.vision, self.audio, self.face)
+        replays = all(isinstance(encoder, Replayed) and encoder.rests_on() is not None for encoder in encoders)
+        if self.training or not (self.replays and replays and isinstance(self.fusion, FastFusion)):
+            return None
+        parts = (*encoders, self.face_head, self.video_branch, self.audio_branch, self.fusion)
+        return [next(chain(part.parameters(), part.buffers())) for part in parts]
+
+    def _run(self, jobs: Sequence[Callable[[], None]], clips: int) -> None:
+        side_by_side(jobs, _shares(self.device) if clips == 1 and len(jobs) > 2 else ())
 
     def save(self, folder: str | Path) -> None:
         """Write a bundle with the weights of the one it was loaded from, in this model's dtype.
@@ -61,6 +86,10 @@ class FastNanoEmoX(NanoEmoX):
             reference.config = replace(self.config, lora=None)
         save_bundle(reference, folder, self.quantize)
         self._stamp = _stamp(self.source)
+
+
+def _shares(device: torch.device) -> tuple[int, ...]:
+    return _SHARES.get(torch.cuda.get_device_name(device), ()) if device.type == "cuda" else ()
 
 
 def _stamp(folder: Path | None) -> _Stamp:

@@ -1,54 +1,66 @@
-"""Replays a part's forward as a CUDA graph, so that a GPU does not wait for Python between its kernels."""
+"""Replays CUDA graphs, so that a GPU does not wait for Python between kernels, and captures work side by side."""
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass, replace
+from functools import cache, partial, wraps
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 _MOST = 8  # graphs that a part keeps, each with the memory of its temporaries
+_TURNS = threading.RLock()  # graphs are captured and replayed one at a time, each has its inputs' memory once
+_last: dict[int, torch.cuda.Event] = {}  # of a device: behind the last replay
+_nested = threading.local()  # .here: this thread runs what is, or may be, part of a larger graph
 
 
 class Replayed(nn.Module):
-    """A part of one input whose forward is marked with `replayed`. Moving it drops its graphs."""
+    """A part with a method that is marked with `replayed`. Moving it drops its graphs."""
 
-    replays = True  # False: always the plain forward
+    replays = True  # False: always the plain method
+
+    def rests_on(self) -> Sequence[Tensor] | None:
+        """Tensors whose place tells whether graphs still hold, where a move does not; None: there are to be none."""
+        return () if self.replays else None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Replayed":
         self.__dict__.pop("_graphs", None)
         return super()._apply(fn, recurse)
 
 
-def replayed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """The first call of a shape, dtype and stream is plain, the second is captured, later ones replay it.
+def replayed(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The first call with inputs of some shapes and dtypes is plain, the second is captured, later ones replay it.
 
-    Plain as well: outside of inference mode, on another device than a GPU, and within another's capture.
+    Inputs are tensors or None. Plain as well: outside of inference mode, on another device than the current GPU, and
+    within another's capture or replayed method.
     """
 
-    @wraps(forward)
-    def call(self: Replayed, x: Tensor) -> Any:
-        if not (self.replays and _may(x)):
-            return forward(self, x)
-        graphs = self.__dict__.setdefault("_graphs", _Graphs())
-        return graphs(lambda given: forward(self, given), x)
+    @wraps(method)
+    def call(self: Replayed, *inputs: Tensor | None) -> Any:
+        if not _may(inputs) or (tensors := self.rests_on()) is None:
+            return method(self, *inputs)
+        return self.__dict__.setdefault("_graphs", _Graphs())(partial(method, self), inputs, tensors)
 
     return call
 
 
-def _may(x: Tensor) -> bool:
-    if x.device.type != "cuda" or not torch.is_inference_mode_enabled() or torch.compiler.is_compiling():
+def _may(inputs: Sequence[Tensor | None]) -> bool:
+    given = [x for x in inputs if x is not None]
+    if any(x.device.type != "cuda" or x.numel() == 0 for x in given) or not torch.is_inference_mode_enabled():
         return False
-    here = x.device.index == torch.cuda.current_device()
-    return here and x.numel() > 0 and not torch.cuda.is_current_stream_capturing()
+    if not given or torch.compiler.is_compiling() or getattr(_nested, "here", False):
+        return False
+    here = torch.cuda.current_device()
+    return all(x.device.index == here for x in given) and not torch.cuda.is_current_stream_capturing()
 
 
 class _Graphs:
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple, tuple[torch.cuda.CUDAGraph, Tensor, Any] | None] = OrderedDict()
+        self._kept: OrderedDict[tuple, tuple[torch.cuda.CUDAGraph, list[Tensor | None], Any] | None] = OrderedDict()
+        self._rests_on: list[Tensor] = []  # held: what lies where it was is the same then
 
     def __deepcopy__(self, memo: dict) -> "_Graphs":
         return _Graphs()  # a graph belongs to the tensors that it was captured with
@@ -56,31 +68,117 @@ class _Graphs:
     def __reduce__(self) -> tuple:
         return _Graphs, ()
 
-    def __call__(self, function: Callable[[Tensor], Any], x: Tensor) -> Any:
-        key = (x.shape, x.dtype, torch.cuda.current_stream().cuda_stream)
-        with self._lock:
-            if key not in self._kept:
-                self._kept[key] = None
-                while len(self._kept) > _MOST:
-                    self._kept.popitem(last=False)
-                return function(x)
+    def __call__(self, function: Callable[..., Any], inputs: Sequence[Tensor | None], tensors: Sequence[Tensor]) -> Any:
+        with _TURNS:
+            if [t.data_ptr() for t in tensors] != [t.data_ptr() for t in self._rests_on]:
+                self._kept.clear()
+                self._rests_on = [t.detach() for t in tensors]
+            key = tuple(None if x is None else (x.shape, x.dtype) for x in inputs)
+            known, held = key in self._kept, self._kept.get(key)
+            if known and held is None:
+                held = _capture(function, inputs)
+            self._kept[key] = held
             self._kept.move_to_end(key)
-            held = self._kept[key]
-            if held is None:
-                held = self._kept[key] = _capture(function, x)
-            graph, given, out = held
-            given.copy_(x)
-            graph.replay()
-            return tuple(t.clone() for t in out) if isinstance(out, tuple) else out.clone()
+            while len(self._kept) > _MOST:
+                self._kept.popitem(last=False)
+            if held is not None:
+                return _replay(*held, inputs)
+        return _plainly(function, inputs)
 
 
-def _capture(function: Callable[[Tensor], Any], x: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Any]:
-    given, graph = x.contiguous().clone(), torch.cuda.CUDAGraph()
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        function(given)
-    torch.cuda.current_stream().wait_stream(side)
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        out = function(given)
+def _replay(graph: torch.cuda.CUDAGraph, given: list[Tensor | None], out: Any, inputs: Sequence[Tensor | None]) -> Any:
+    here = torch.cuda.current_stream()
+    last = _last.setdefault(here.device_index, torch.cuda.Event())
+    here.wait_event(last)
+    for kept, x in zip(given, inputs, strict=True):
+        if kept is not None and x is not None:
+            kept.copy_(x)
+            kept.record_stream(here)  # should the graph be dropped meanwhile
+    graph.replay()
+    copies = _copied(out)
+    last.record(here)
+    return copies
+
+
+def _copied(out: Any) -> Any:
+    """The same with new tensors."""
+    if isinstance(out, Tensor):
+        return out.clone()
+    if isinstance(out, tuple):
+        return tuple(_copied(part) for part in out)
+    if isinstance(out, dict):
+        return {name: _copied(part) for name, part in out.items()}
+    if is_dataclass(out) and not isinstance(out, type):
+        return replace(out, **{field.name: _copied(getattr(out, field.name)) for field in fields(out)})
+    return out
+
+
+def _plainly(function: Callable[..., Any], inputs: Sequence[Tensor | None]) -> Any:
+    _nested.here = True
+    try:
+        return function(*inputs)
+    finally:
+        _nested.here = False
+
+
+def _capture(
+    function: Callable[..., Any], inputs: Sequence[Tensor | None]
+) -> tuple[torch.cuda.CUDAGraph, list[Tensor | None], Any]:
+    given, graph = [None if x is None else x.contiguous().clone() for x in inputs], torch.cuda.CUDAGraph()
+    here = torch.cuda.current_stream()
+    stream = _side(here.device_index, 0, 0)
+    stream.wait_stream(here)
+    with torch.cuda.stream(stream):
+        _plainly(function, given)
+    here.wait_stream(stream)
+    # PyTorch keeps cuBLAS's workspaces by stream: graphs of one stream would share theirs, and lose it with the end of
+    # any of them (https://github.com/pytorch/pytorch/issues/193402). Forgotten before and after, they are this graph's.
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            out = _plainly(function, given)
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
     return graph, given, out
+
+
+@cache
+def _side(device: int, stream: int, number: int) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+def side_by_side(jobs: Sequence[Callable[[], None]], shares: Sequence[int] = ()) -> None:
+    """Run independent jobs; within a capture they become branches of the graph, for one clip's layers fill no GPU.
+
+    The first stays on the current stream, which waits for the others. What a job leaves behind may be used and freed
+    like anything of the current stream: a side stream's next job waits for that one before it takes the memory again.
+
+    shares: multiprocessors that a job's products take at most; 0 or left out, all.
+    """
+    if len(jobs) < 2 or not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()):
+        for job in jobs:
+            job()
+        return
+    here = torch.cuda.current_stream()
+    branches = [here, *(_side(here.device_index, here.cuda_stream, number) for number in range(1, len(jobs)))]
+    for side in branches[1:]:
+        side.wait_stream(here)
+    for number, (branch, job) in enumerate(zip(branches, jobs, strict=True)):
+        with torch.cuda.stream(branch), _multiprocessors(shares[number] if number < len(shares) else 0):
+            job()
+    for side in branches[1:]:
+        here.wait_stream(side)
+
+
+@contextmanager
+def _multiprocessors(count: int) -> Iterator[None]:
+    """Products on so many of the GPU's multiprocessors, where PyTorch can ask cuBLAS for it; 0: on all."""
+    leave = getattr(torch._C, "_set_sm_carveout_experimental", None)
+    if leave is None or count == 0:
+        yield
+        return
+    leave(max(torch.cuda.get_device_properties().multi_processor_count - count, 0))
+    try:
+        yield
+    finally:
+        leave(None)
