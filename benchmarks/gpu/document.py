@@ -1,4 +1,7 @@
-"""`python benchmarks/gpu/document.py RESULTS.json`: docs/benchmarks-gpu.md out of a file of gpu_check.py."""
+"""`python benchmarks/gpu/document.py RESULTS.json [ENCODERS.json]`: docs/benchmarks-gpu.md, out of gpu_check's files.
+
+The second is of a later run with `--only encoders`.
+"""
 
 import json
 import sys
@@ -7,15 +10,11 @@ from pathlib import Path
 from typing import Any
 
 
-def lines(found: dict[str, Any]) -> Iterator[str]:
+def lines(found: dict[str, Any], later: dict[str, Any] | None = None) -> Iterator[str]:
     source, rows = found["from"], found["rows"]
     yield f"# Measured on {source['machine']}\n"
     yield "These are not RTX 4090 numbers.\n"
-    yield (
-        f"Driver {source['driver']}, torch {source['torch']}, Triton {source['triton']}, commit {source['commit']}, "
-        f"{source['date']}; copy {found['ceilings']['bandwidth'] / 1e9:.0f} GB/s, bf16 matmul "
-        f"{found['ceilings']['matmul'] / 1e12:.0f} TFLOP/s. Made by `benchmarks/gpu/document.py`.\n"
-    )
+    yield f"{_origin(found)} Made by `benchmarks/gpu/document.py`.\n"
     judged = [row for row in rows if "ok" in row]
     yield f"Checks: {sum(row['ok'] for row in judged)} of {len(judged)} passed.\n"
     for row in judged:
@@ -28,7 +27,24 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     for row in (row for row in rows if row["step"] == "op"):
         cells = [_cell(row, name) for name in ("ours", "eager", "compiled", "compiled folded")]
         yield f"| {row['name']} | {row['batch']} | {row['floor_us']:.1f} | {' | '.join(cells)} |"
-    yield "\n## Encoders: ms (times the floor)\n\n| part | batch | floor | eager | compiled | fast | fast, CUDA graph |"
+    yield "\n## Encoders: ms (times the floor)\n"
+    yield from _encoders(rows)
+    if later is not None:
+        yield f"\n## Encoders, measured again\n\n{_origin(later)} {later.get('note', '')}".rstrip() + "\n"
+        yield from _encoders(later["rows"])
+
+
+def _origin(found: dict[str, Any]) -> str:
+    source, ceilings = found["from"], found["ceilings"]
+    return (
+        f"Driver {source['driver']}, torch {source['torch']}, Triton {source['triton']}, commit {source['commit']}, "
+        f"{source['date']}; copy {ceilings['bandwidth'] / 1e9:.0f} GB/s, bf16 matmul "
+        f"{ceilings['matmul'] / 1e12:.0f} TFLOP/s."
+    )
+
+
+def _encoders(rows: list[dict[str, Any]]) -> Iterator[str]:
+    yield "| part | batch | floor | eager | compiled | fast | fast, CUDA graph |"
     yield "|---|---|---|---|---|---|---|"
     for row in (row for row in rows if row["step"] == "encoder"):
         cells = [
@@ -43,5 +59,5 @@ def _cell(row: dict[str, Any], name: str) -> str:
 
 
 if __name__ == "__main__":
-    text = "\n".join(lines(json.loads(Path(sys.argv[1]).read_text()))) + "\n"
+    text = "\n".join(lines(*(json.loads(Path(path).read_text()) for path in sys.argv[1:]))) + "\n"
     Path(__file__).parents[2].joinpath("docs", "benchmarks-gpu.md").write_text(text)

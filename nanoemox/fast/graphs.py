@@ -177,8 +177,9 @@ def _multiprocessors(count: int) -> Iterator[None]:
     if leave is None or count == 0:
         yield
         return
+    before = torch._C._get_sm_carveout_experimental()
     leave(max(torch.cuda.get_device_properties().multi_processor_count - count, 0))
     try:
         yield
     finally:
-        leave(None)
+        leave(before)
