@@ -118,10 +118,9 @@ class NanoEmoX(nn.Module):
         out = Encoded()
         seen = [] if frames is None else [partial(self._watch, frames, out), partial(self._look, frames, out)]
         heard = [] if audio is None else [partial(self._listen, audio, out)]
-        clips = next((len(stream) for stream in (frames, audio) if stream is not None), 0)
-        self._run([*seen, *heard], clips)
+        self._run([*seen, *heard])
         shown = [] if frames is None else [partial(self._show, out)]
-        self._run([*shown, partial(self._fuse, out)] if seen and heard else shown, clips)
+        self._run([*shown, partial(self._fuse, out)] if seen and heard else shown)
         return out
 
     def _watch(self, frames: Tensor, out: Encoded) -> None:
@@ -142,8 +141,8 @@ class NanoEmoX(nn.Module):
         read = out.features
         out.fusion, out.gates = self.fusion(read["audio"], read["audio_taps"], read["visual"], read["visual_taps"])
 
-    def _run(self, jobs: Sequence[Callable[[], None]], clips: int) -> None:
-        """Jobs of so many clips that do not wait for each other, the longest first."""
+    def _run(self, jobs: Sequence[Callable[[], None]]) -> None:
+        """Jobs that do not wait for each other, the longest first."""
         for job in jobs:
             job()
 

@@ -30,9 +30,6 @@ from .weights import Weights, give_back_heap
 __all__ = ["FastNanoEmoX", "accelerate", "accelerate_language", "why_no_engine", "why_not"]
 
 _Stamp = list[tuple[str, int, int]]
-# GPU -> multiprocessors that products of vision, face and sound of one clip take at most, so that they run beside each
-# other: 5.4 ms in place of 5.8. Several clips are slower so. PyTorch warns, once, that it may lose the setting.
-_SHARES = {"NVIDIA H100 80GB HBM3": (72, 60, 60)}
 
 
 class FastNanoEmoX(Replayed, NanoEmoX):
@@ -61,8 +58,8 @@ class FastNanoEmoX(Replayed, NanoEmoX):
         parts = (*encoders, self.face_head, self.video_branch, self.audio_branch, self.fusion)
         return [next(chain(part.parameters(), part.buffers())) for part in parts]
 
-    def _run(self, jobs: Sequence[Callable[[], None]], clips: int) -> None:
-        side_by_side(jobs, _shares(self.device) if clips == 1 and len(jobs) > 2 else ())
+    def _run(self, jobs: Sequence[Callable[[], None]]) -> None:
+        side_by_side(jobs)
 
     def save(self, folder: str | Path) -> None:
         """Write a bundle with the weights of the one it was loaded from, in this model's dtype.
@@ -87,10 +84,6 @@ class FastNanoEmoX(Replayed, NanoEmoX):
             reference.config = replace(self.config, lora=None)
         save_bundle(reference, folder, self.quantize)
         self._stamp = _stamp(self.source)
-
-
-def _shares(device: torch.device) -> tuple[int, ...]:
-    return _SHARES.get(torch.cuda.get_device_name(device), ()) if device.type == "cuda" else ()
 
 
 def _stamp(folder: Path | None) -> _Stamp:

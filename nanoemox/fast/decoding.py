@@ -177,8 +177,8 @@ class EngineLanguage(nn.Module):
         for slot, end, sight in spans:
             here = slice(row, row := row + end - first)
             keys[slot, :, first:end], values[slot, :, first:end] = k[:, here], v[:, here]
-            seen = (t[slot, :, None, :end].expand(*grouped, -1, -1) for t in (keys, values))
-            attention(q.unflatten(0, grouped)[:, :, here], *seen, sight, out=out[:, :, here])
+            seen_k, seen_v = (t[slot, :, None, :end].expand(*grouped, -1, -1) for t in (keys, values))
+            attention(q.unflatten(0, grouped)[:, :, here], seen_k, seen_v, sight, out=out[:, :, here])
         hidden = _added(hidden, mixed, layer.o, layer.o_bias)
         y = self._rms_norm(hidden, layer.post_norm)
         return _added(hidden, _gated(y, layer), layer.down, layer.down_bias)

@@ -2,8 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
 from functools import cache, partial, wraps
 from typing import Any
@@ -147,13 +146,11 @@ def _side(device: int, stream: int, number: int) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def side_by_side(jobs: Sequence[Callable[[], None]], shares: Sequence[int] = ()) -> None:
+def side_by_side(jobs: Sequence[Callable[[], None]]) -> None:
     """Run independent jobs; within a capture they become branches of the graph, for one clip's layers fill no GPU.
 
     The first stays on the current stream, which waits for the others. What a job leaves behind may be used and freed
     like anything of the current stream: a side stream's next job waits for that one before it takes the memory again.
-
-    shares: multiprocessors that a job's products take at most; 0 or left out, all.
     """
     if len(jobs) < 2 or not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()):
         for job in jobs:
@@ -163,23 +160,8 @@ def side_by_side(jobs: Sequence[Callable[[], None]], shares: Sequence[int] = ())
     branches = [here, *(_side(here.device_index, here.cuda_stream, number) for number in range(1, len(jobs)))]
     for side in branches[1:]:
         side.wait_stream(here)
-    for number, (branch, job) in enumerate(zip(branches, jobs, strict=True)):
-        with torch.cuda.stream(branch), _multiprocessors(shares[number] if number < len(shares) else 0):
+    for branch, job in zip(branches, jobs, strict=True):
+        with torch.cuda.stream(branch):
             job()
     for side in branches[1:]:
         here.wait_stream(side)
-
-
-@contextmanager
-def _multiprocessors(count: int) -> Iterator[None]:
-    """Products on so many of the GPU's multiprocessors, where PyTorch can ask cuBLAS for it; 0: on all."""
-    leave = getattr(torch._C, "_set_sm_carveout_experimental", None)
-    if leave is None or count == 0:
-        yield
-        return
-    before = torch._C._get_sm_carveout_experimental()
-    leave(max(torch.cuda.get_device_properties().multi_processor_count - count, 0))
-    try:
-        yield
-    finally:
-        leave(before)
