@@ -61,12 +61,13 @@ def twin(language: LanguageModel, quantize: str | None) -> EngineLanguage:
 
 
 def token_bytes(config: LanguageConfig, form: str) -> float:
-    """What one token of one sequence must read: the layers' matrices and the head."""
+    """What one token of one sequence must read: the layers' matrices (of keys and values in bf16) and the head (int8)."""
     c = config
-    blocks = c.layers * c.hidden_size * (2 * c.heads * c.head_dim + 2 * c.kv_heads * c.head_dim + 3 * c.mlp_size)
+    blocks = c.layers * c.hidden_size * (2 * c.heads * c.head_dim + 3 * c.mlp_size)
+    keys_and_values = 2 * c.layers * c.hidden_size * c.kv_heads * c.head_dim
     head = c.vocab_size * c.hidden_size
     size = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5625}[form]
-    return blocks * size + head * min(size, 4 if form == "fp32" else 2 if form == "bf16" else 1)
+    return blocks * size + keys_and_values * max(size, 2.0) + head * max(size, 1.0)
 
 
 class Runner:

@@ -1,7 +1,8 @@
 """What a quantised bundle holds: of some official matrices N int8 or int4 values under N, and N.scales beside it.
 
-The forms are those of nanoemox_kernels.matrix. The language model's matrices take the bundle's form; those of the
-encoders' layers are int8 in either. Everything else stays in floating point.
+The forms are those of nanoemox_kernels.matrix. The language model's matrices take the bundle's form, but for those of keys
+and values: they are few, and what they lose goes into every later token. Those of the encoders' layers are int8 in
+either. Everything else stays in floating point.
 """
 
 import re
@@ -15,7 +16,7 @@ from nanoemox_kernels.matrix import BLOCK, GROUP, QUANTIZERS
 
 FORMS = ("int8", "int4")
 SCALES = ".scales"
-_LANGUAGE = re.compile(r"llama_model\..*layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight")
+_LANGUAGE = re.compile(r"llama_model\..*layers\.\d+\.(self_attn\.[qo]|mlp\.\w+)_proj\.weight")
 _ENCODERS = re.compile(
     r"visual_encoder\..*layers\.\d+\.(self_attn\.\w+_proj|mlp\.fc[12])\.weight"
     r"|acoustic_encoder\..*layers\.\d+\.(attention\.\w+_proj|feed_forward\.\w+_dense)\.weight"

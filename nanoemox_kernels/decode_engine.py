@@ -63,7 +63,7 @@ class _CLayer(ctypes.Structure):
 
 class _CConfig(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("precision", "head_precision", "dtype", "layers")),
+        *((name, ctypes.c_int64) for name in ("precision", "kv_precision", "head_precision", "dtype", "layers")),
         *((name, ctypes.c_int64) for name in ("width", "mlp", "heads", "kv_heads", "head_size", "vocab")),
         *((name, ctypes.c_int64) for name in ("slots", "capacity", "threads")),
         *((name, ctypes.c_void_p) for name in ("layer", "norm")),
@@ -113,10 +113,10 @@ class DecodeEngine:
         self.keys, self.values = torch.empty(size, dtype=dtype), torch.empty(size, dtype=dtype)
         _check(layers, norm, head, embedding, cosines, sines, shape)
         self._held: list[Any] = []  # what the library points to
-        first = layers[0].q.precision if layers else head.precision
+        forms = [layers[0].q.precision, layers[0].k.precision] if layers else [head.precision] * 2
         table = (_CLayer * len(layers))(*(self._layer(layer) for layer in layers))
         config = _CConfig(
-            PRECISIONS[first], PRECISIONS[head.precision], 0 if dtype == torch.float32 else 1, len(layers),
+            *(PRECISIONS[form] for form in (*forms, head.precision)), 0 if dtype == torch.float32 else 1, len(layers),
             shape.width, shape.mlp, shape.heads, shape.kv_heads, shape.head_size, shape.vocab, shape.slots,
             shape.capacity, threads or torch.get_num_threads(), ctypes.cast(table, ctypes.c_void_p),
             self._vector(norm), self._matrix(head), None if exact_head is None else self._pointer(exact_head),
@@ -202,9 +202,13 @@ def _check(
         "gate": (shape.mlp, shape.width), "up": (shape.mlp, shape.width), "down": (shape.width, shape.mlp),
         "head": (shape.vocab, shape.width),
     }  # fmt: skip
-    forms = {matrix.precision for layer in layers for matrix in layer[:7]}
-    if len(forms) > 1:
-        raise ValueError(f"the layers' matrices must share one form, got {', '.join(sorted(forms))}")
+    both = [(layer.k, layer.v) for layer in layers], [(layer.q, *layer[3:7]) for layer in layers]
+    few, rest = ({matrix.precision for held in part for matrix in held} for part in both)
+    if len(rest) > 1 or len(few) > 1 or not (few <= rest or few <= {"fp32", "bf16"}):
+        raise ValueError(
+            "the layers' matrices must share one form, but for keys and values in floating point, got "
+            + ", ".join(sorted(few | rest))
+        )
     named = [(f"layer {i} {name}", matrix, wanted[name]) for i, layer in enumerate(layers)
              for name, matrix in zip(EngineLayer._fields[:7], layer[:7], strict=True)]  # fmt: skip
     for name, matrix, (rows, columns) in [*named, ("head", head, wanted["head"])]:

@@ -174,6 +174,8 @@ struct nx_engine {
 nx_engine* nx_engine_create(const nx_engine_config* c) {
     const bool quantized = c->precision == NX_INT8 || c->precision == NX_INT4;
     NX_WANT(c->precision >= NX_F32 && c->precision <= NX_INT4, "unknown precision");
+    NX_WANT(c->kv_precision == c->precision || c->kv_precision == NX_F32 || c->kv_precision == NX_BF16,
+            "keys and values have the precision of the rest, or a floating one");
     NX_WANT(c->head_precision >= NX_F32 && c->head_precision <= NX_INT8, "unknown precision of the head");
     NX_WANT(c->dtype == NX_F32 || c->dtype == NX_BF16, "dtype must be NX_F32 or NX_BF16");
     NX_WANT(c->layers >= 0 && c->width > 0 && c->mlp > 0 && c->heads > 0 && c->kv_heads > 0 && c->head_size > 0 &&

@@ -177,16 +177,15 @@ struct Thread {
             });
     }
 
-    void layer(int64_t index) {
+    // Queries, keys and values, `count` of these from the `from`th on, all of one precision.
+    void project(const nx_engine_layer& w, int from, int count, int64_t precision) {
         const auto& c = s.config;
-        const nx_engine_layer& w = c.layer[index];
-        const int64_t d = c.head_size, out = (c.heads + 2 * c.kv_heads) * d;
-        const nx_matrix* projections[] = {&w.q, &w.k, &w.v};
-        const int64_t rows[] = {c.heads * d, c.kv_heads * d, c.kv_heads * d};
-        const int64_t first[] = {0, rows[0], rows[0] + rows[1]};
-        prepare(s.stream, c.width, w.input_norm, c.precision);
-        over(projections, rows, 3, c.precision, c.width, [&](int which, int64_t n0, int64_t n, int64_t stride) {
-            const int64_t at = first[which] + n0;
+        const int64_t queries = c.heads * c.head_size, keys = c.kv_heads * c.head_size, out = queries + 2 * keys;
+        const nx_matrix* matrices[] = {&w.q, &w.k, &w.v};
+        const int64_t rows[] = {queries, keys, keys}, first[] = {0, queries, queries + keys};
+        prepare(s.stream, c.width, w.input_norm, precision);
+        over(matrices + from, rows + from, count, precision, c.width, [&](int which, int64_t n0, int64_t n, int64_t stride) {
+            const int64_t at = first[from + which] + n0;
             for (int64_t b = 0; b < s.B; ++b)
                 each_vector(n, [&](int64_t i, auto get, auto put) {
                     const Vec v = get(spare + b * stride + i);
@@ -194,6 +193,15 @@ struct Thread {
                 });
         });
         s.barrier(s.pool);
+    }
+
+    void layer(int64_t index) {
+        const auto& c = s.config;
+        const nx_engine_layer& w = c.layer[index];
+        const int64_t d = c.head_size;
+        const bool alike = c.kv_precision == c.precision;
+        project(w, 0, alike ? 3 : 1, c.precision);
+        if (!alike) project(w, 1, 2, c.kv_precision);
         for (int64_t task = s.next(s.pool); task < s.B * c.kv_heads; task = s.next(s.pool)) {
             if (c.dtype == NX_BF16)
                 attend<bf16>(index, task / c.kv_heads, task % c.kv_heads);

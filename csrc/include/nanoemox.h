@@ -20,7 +20,7 @@ extern "C" {
 #define NX_API
 #endif
 
-#define NX_ABI_VERSION 2
+#define NX_ABI_VERSION 3
 
 enum { NX_OK = 0, NX_INVALID = 1 };
 enum { NX_F32 = 0, NX_BF16 = 1, NX_INT8 = 2, NX_INT4 = 3 };
@@ -183,6 +183,7 @@ typedef struct {
 
 typedef struct {
     int64_t precision;      /* of the layers' matrices: NX_F32, NX_BF16, NX_INT8, NX_INT4 */
+    int64_t kv_precision;   /* of k and v among them: the same, or NX_F32 or NX_BF16 */
     int64_t head_precision; /* of the vocabulary head: the same, but NX_INT4 */
     int64_t dtype;          /* T, of embedding and cache: NX_F32 or NX_BF16 */
     int64_t layers, width, mlp, heads, kv_heads, head_size, vocab, slots, capacity, threads;

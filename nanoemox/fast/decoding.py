@@ -143,7 +143,7 @@ class EngineLanguage(nn.Module):
         """
         assert self.engine is not None
         lengths = [len(prompt) for prompt in prompts]
-        spare = _spare(sum(lengths)) if self.layers and self.layers[0].q.scales is None else 0
+        spare = _spare(sum(lengths))
         hidden = torch.cat([*prompts, prompts[0].new_zeros(spare, prompts[0].shape[1])]).to(self.embedding.dtype)
         angles = [torch.cat([*(t[first : first + L] for L in lengths), t[:1].expand(spare, -1)]) for t in self.tables]
         sights = [_sight(L, first, hidden.dtype) for L in lengths]
@@ -248,18 +248,19 @@ def engine_language(base: Any, quantize: str | None = None) -> EngineLanguage:
     """From Hugging Face's qwen2 or llama model, adapters merged on the way; it is left hollow.
 
     Matrices are handed over one by one, so that there is never a second copy of all of them. A matrix that a bundle
-    holds quantised is taken as it is.
+    holds quantised is taken as it is; those of keys and values stay in floating point.
     """
     config = base.config
     form = Matrix if quantize is None else QUANTIZERS[quantize]
 
-    def take(linear: Any) -> Matrix:
+    def take(name: str, linear: Any) -> Matrix:
         weight = hand_over(linear)
         if isinstance(weight, Matrix):
             return weight
+        if quantize is None or name in "kv":
+            return Matrix(weight)
         matrix = form(weight)
-        if quantize is not None:
-            let_go(weight)
+        let_go(weight)
         return matrix
 
     layers = []
@@ -270,7 +271,7 @@ def engine_language(base: Any, quantize: str | None = None) -> EngineLanguage:
         biases = {name: part.bias.detach() for name, part in parts.items() if part.bias is not None}
         norms = [norm.weight.detach() for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
         joined = torch.cat([biases.pop(name) for name in "qkv"]) if "q" in biases else None
-        matrices = [take(part) for part in parts.values()]
+        matrices = [take(name, part) for name, part in parts.items()]
         rest = {f"{name}_bias": bias for name, bias in biases.items()}
         layers.append(EngineLayer._make([*matrices, *norms, joined, None, None, None, None])._replace(**rest))
         give_back_heap()

@@ -62,6 +62,7 @@ struct Model {
         auto& c = config;
         const bool quantized = precision >= NX_INT8;
         c.precision = precision;
+        c.kv_precision = quantized && size(0, 1) ? size(NX_F32, NX_BF16) : precision;
         c.head_precision = quantized ? NX_INT8 : precision;
         c.dtype = precision == NX_F32 || (quantized && size(0, 1)) ? NX_F32 : NX_BF16;
         c.kv_heads = size(1, 3);
@@ -73,8 +74,8 @@ struct Model {
         c.eps = 1e-6;
         const int64_t q = c.heads * c.head_size, kv = c.kv_heads * c.head_size;
         for (int64_t i = 0; i < c.layers; ++i)
-            layers.push_back({matrix(precision, q, c.width), matrix(precision, kv, c.width),
-                              matrix(precision, kv, c.width), matrix(precision, c.width, q),
+            layers.push_back({matrix(precision, q, c.width), matrix(c.kv_precision, kv, c.width),
+                              matrix(c.kv_precision, kv, c.width), matrix(precision, c.width, q),
                               matrix(precision, c.mlp, c.width), matrix(precision, c.mlp, c.width),
                               matrix(precision, c.width, c.mlp), floats(c.width, 1), floats(c.width, 1),
                               size(0, 1) ? floats(q + 2 * kv, 1) : nullptr, size(0, 1) ? floats(c.width, 1) : nullptr,
