@@ -61,7 +61,7 @@ def twin(language: LanguageModel, quantize: str | None) -> EngineLanguage:
 
 
 def token_bytes(config: LanguageConfig, form: str) -> float:
-    """What one token of one sequence must read: the layers' matrices (of keys and values in bf16) and the head (int8)."""
+    """What a token of one sequence must read: the layers' matrices (keys' and values' in bf16) and the head (int8)."""
     c = config
     blocks = c.layers * c.hidden_size * (2 * c.heads * c.head_dim + 3 * c.mlp_size)
     keys_and_values = 2 * c.layers * c.hidden_size * c.kv_heads * c.head_dim

@@ -1,8 +1,8 @@
 """What a quantised bundle holds: of some official matrices N int8 or int4 values under N, and N.scales beside it.
 
-The forms are those of nanoemox_kernels.matrix. The language model's matrices take the bundle's form, but for those of keys
-and values: they are few, and what they lose goes into every later token. Those of the encoders' layers are int8 in
-either. Everything else stays in floating point.
+The forms are those of nanoemox_kernels.matrix. The language model's matrices take the bundle's form, but for those of
+keys and values: they are few, and what they lose goes into every later token. Those of the encoders' layers are int8
+in either. Everything else stays in floating point.
 """
 
 import re
