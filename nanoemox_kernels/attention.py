@@ -26,6 +26,7 @@ def attention(
     bias: Tensor | None = None,
     *,
     scale: float | None = None,
+    sees: int = 0,
     out: Tensor | None = None,
 ) -> Tensor:
     """softmax(scale q k^T + bias) v.
@@ -35,6 +36,7 @@ def attention(
             stride of 0).
         bias: [w,H,M,T] in the dtype of q, or what expands to it; item i of the batch has bias i % w.
         scale: default d ** -0.5.
+        sees: row m sees the first sees + m keys alone; 0: all of them.
         out: [n,H,M,d], where the result goes; its last stride is 1.
 
     Returns:
@@ -65,7 +67,7 @@ def attention(
     scratch = torch.empty(size + 64, dtype=torch.uint8)
     _native.call(
         "attention", q.dtype, out, q, k, v, bias, scratch.data_ptr() + -scratch.data_ptr() % 64,
-        n, H, M, T, d, 1 if bias is None else len(bias), *(s for t in (out, q, k, v) for s in t.stride()[:3]),
+        n, H, M, T, d, 1 if bias is None else len(bias), sees, *(s for t in (out, q, k, v) for s in t.stride()[:3]),
         *((0, 0, 0) if bias is None else bias.stride()[:3]), d**-0.5 if scale is None else scale,
     )  # fmt: skip
     return out

@@ -107,11 +107,11 @@ void meet(const Held* x, int64_t stride_x, int64_t steps, const Held* panel, flo
     NX_EACH_ROW(NX_END)
 }
 
-// x by all panels of a matrix of `columns` columns, only the vectors that hold some of them.
+// x by the first `steps` of panels of `deep` each, only the vectors that hold some of the `columns` columns.
 template <int kPair, class Held>
-void product(const Held* x, int64_t stride_x, int64_t steps, const Held* panels, int64_t columns, float* out,
+void product(const Held* x, int64_t stride_x, int64_t steps, const Held* panels, int64_t deep, int64_t columns, float* out,
              int64_t stride) {
-    for (int64_t c = 0; c < columns; c += kColumns, panels += steps * kColumns * kPair) {
+    for (int64_t c = 0; c < columns; c += kColumns, panels += deep * kColumns * kPair) {
         const int64_t count = over(std::min<int64_t>(columns - c, kColumns), kLanes);
         if (count == 1) meet<kPair, 1>(x, stride_x, steps, panels, out + c, stride);
         else if (count == 2) meet<kPair, 2>(x, stride_x, steps, panels, out + c, stride);
@@ -265,14 +265,18 @@ void run(const nx_attention_args& a) {
                     else
                         for (int64_t i = 0; i < a.d; ++i) keep(queries + r * at.depth + i, q[i]);
                 }
-                product<kPair>(queries, at.depth, steps, keys, a.T, scores, at.wide);
+                const int64_t last = a.sees ? std::min(a.T, a.sees + m + rows - 1) : a.T;  // keys that one of these sees
+                product<kPair>(queries, at.depth, steps, keys, steps, last, scores, at.wide);
                 float sums[kRows];
                 for (int64_t r = 0; r < rows; ++r) {
                     const T* bias = static_cast<const T*>(a.bias);
                     if (bias) bias += item % a.w * a.bias_w + h * a.bias_h + (m + r) * a.bias_m;
-                    sums[r] = weigh<kPair>(scores + r * at.wide, bias, a.T, static_cast<float>(a.scale), weights + r * at.tokens);
+                    const int64_t count = a.sees ? std::min(a.T, a.sees + m + r) : a.T;
+                    Held* row = weights + r * at.tokens;
+                    sums[r] = weigh<kPair>(scores + r * at.wide, bias, count, static_cast<float>(a.scale), row);
+                    for (int64_t i = over(count, kLanes) * kLanes; i < last; i += kLanes) store(row + i, Vec{});
                 }
-                product<kPair>(weights, at.tokens, over(a.T, kPair), values, a.d, mixed, at.across);
+                product<kPair>(weights, at.tokens, over(last, kPair), values, over(a.T, kPair), a.d, mixed, at.across);
                 for (int64_t r = 0; r < rows; ++r) {
                     T* out = static_cast<T*>(a.out) + item * a.out_n + h * a.out_h + (m + r) * a.out_m;
                     const float* from = mixed + r * at.across;

@@ -165,6 +165,7 @@ int nx_cpu_attention(const nx_attention_args* a) {
     NX_DTYPE(a);
     NX_CHECK(a->n >= 0 && a->M >= 0 && positive({a->H, a->T, a->d}), "n and M must be at least 0, H, T and d at least 1");
     NX_CHECK(!a->bias || a->w >= 1, "a bias has at least one item");
+    NX_CHECK(a->sees >= 0, "a row sees at least one key");
     if (a->n && a->M) level().attention(*a);
     return NX_OK;
 }

@@ -125,7 +125,7 @@ typedef struct {
 } nx_tap_pool_args;
 NX_API int nx_cpu_tap_pool(const nx_tap_pool_args* args);
 
-/* out = softmax(scale q k^T + bias) v, with scores and sums in fp32. */
+/* out = softmax(scale q k^T + bias) v, with scores and sums in fp32. Row m sees the first sees + m keys; 0: all of them. */
 typedef struct {
     int64_t dtype;
     void* out;        /* T [n,H,M,d]; here and below any strides but the last, 1 */
@@ -134,7 +134,7 @@ typedef struct {
     const void* v;    /* T [n,H,T,d] */
     const void* bias; /* T [w,H,M,T] or null; item i has bias i % w */
     void* scratch;    /* nx_cpu_attention_scratch bytes, on a boundary of 64 */
-    int64_t n, H, M, T, d, w;
+    int64_t n, H, M, T, d, w, sees;
     int64_t out_n, out_h, out_m, q_n, q_h, q_m, k_n, k_h, k_t, v_n, v_h, v_t, bias_w, bias_h, bias_m;
     double scale;
 } nx_attention_args;

@@ -146,8 +146,7 @@ class EngineLanguage(nn.Module):
         spare = _spare(sum(lengths))
         hidden = torch.cat([*prompts, prompts[0].new_zeros(spare, prompts[0].shape[1])]).to(self.embedding.dtype)
         angles = [torch.cat([*(t[first : first + L] for L in lengths), t[:1].expand(spare, -1)]) for t in self.tables]
-        sights = [_sight(L, first, hidden.dtype) for L in lengths]
-        spans = [(slot, first + L, sight) for slot, L, sight in zip(slots, lengths, sights, strict=True)]
+        spans = [(slot, first + L) for slot, L in zip(slots, lengths, strict=True)]
         for layer, keys, values in zip(self.layers, self.engine.keys, self.engine.values, strict=True):
             hidden = self._layer(layer, hidden, angles, keys, values, first, spans)
         ends = torch.tensor(lengths).cumsum(0) - 1
@@ -159,7 +158,7 @@ class EngineLanguage(nn.Module):
 
     def _layer(
         self, layer: EngineLayer, hidden: Tensor, angles: list[Tensor], keys: Tensor, values: Tensor, first: int,
-        spans: list[tuple[int, int, Tensor]],
+        spans: list[tuple[int, int]],
     ) -> Tensor:  # fmt: skip
         """hidden [N,W] -> [N,W]; keys and values [slots,kv_heads,capacity,head_size] take the prompts'."""
         c = self.shape
@@ -174,11 +173,11 @@ class EngineLanguage(nn.Module):
         mixed, row = y.new_zeros(len(hidden), c.heads * c.head_size), 0
         grouped = (c.kv_heads, c.heads // c.kv_heads)
         out = mixed.view(len(hidden), *grouped, c.head_size).permute(1, 2, 0, 3)
-        for slot, end, sight in spans:
+        for slot, end in spans:
             here = slice(row, row := row + end - first)
             keys[slot, :, first:end], values[slot, :, first:end] = k[:, here], v[:, here]
             seen_k, seen_v = (t[slot, :, None, :end].expand(*grouped, -1, -1) for t in (keys, values))
-            attention(q.unflatten(0, grouped)[:, :, here], seen_k, seen_v, sight, out=out[:, :, here])
+            attention(q.unflatten(0, grouped)[:, :, here], seen_k, seen_v, sees=first + 1, out=out[:, :, here])
         hidden = _added(hidden, mixed, layer.o, layer.o_bias)
         y = self._rms_norm(hidden, layer.post_norm)
         return _added(hidden, _gated(y, layer), layer.down, layer.down_bias)
@@ -215,11 +214,6 @@ def _spare(rows: int) -> int:
     """Empty rows that fill a prompt up: PyTorch keeps half a megabyte for each number of rows that it multiplied."""
     step = 32 if rows < 512 else 128
     return -rows % step
-
-
-def _sight(length: int, first: int, dtype: torch.dtype) -> Tensor:
-    """Added to the scores of a prompt's rows: [1,1,length,first + length], minus infinity where a row does not look."""
-    return torch.full((1, 1, length, first + length), -torch.inf, dtype=dtype).triu(first + 1)
 
 
 def _rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:

@@ -163,7 +163,7 @@ static std::vector<float> attend(int64_t dtype) {
     const int64_t bytes = nx_cpu_attention_scratch(T, d);
     std::unique_ptr<void, decltype(release)> scratch(std::aligned_alloc(64, (bytes + 63) / 64 * 64), release);
     nx_attention_args args{dtype, out.data(), q.data(), k.data(), v.data(), w ? bias.data() : nullptr, scratch.get(),
-                           n,     H,          M,        T,        d,        w ? w : 1,
+                           n,     H,          M,        T,        d,        w ? w : 1, size(0, 1) * size(1, 150),
                            M * row, d, row,   M * row,  d,        row,      T * row,                   d,
                            row,   T * row,    d,        row,      H * M * T, M * T,                    T,
                            1 / std::sqrt(double(d))};

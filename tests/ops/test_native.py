@@ -162,9 +162,16 @@ def test_attention_of_shared_keys_and_a_mask(level, dtype):
     """As the prefill calls it: two heads a group of keys, rows that see what came before."""
     q, k, v = (random((3, heads, count, 64), dtype, "cpu") for heads, count in ((2, 9), (1, 14), (1, 14)))
     sight = torch.full((1, 1, 9, 14), -torch.inf, dtype=dtype).triu(6)
-    got = attention(q, k.expand(-1, 2, -1, -1), v.expand(-1, 2, -1, -1), sight)
+    got = attention(q, k.expand(-1, 2, -1, -1), v.expand(-1, 2, -1, -1), sees=6)
     wide = [t.expand(-1, 2, -1, -1) for t in (k, v)]
     assert_as_good_as(got, attended(q, *wide, sight), attended(*double((q, *wide, sight))))
+    masked = attention(q, k.expand(-1, 2, -1, -1), v.expand(-1, 2, -1, -1), sight)
+    torch.testing.assert_close(got, masked, rtol=0.02, atol=1e-5 if dtype == torch.float32 else 0.02)
+    q, k, v = (random((1, 2, 150, 80), dtype, "cpu") for _ in range(3))
+    sight = torch.full((1, 1, 150, 150), -torch.inf, dtype=dtype).triu(1)
+    assert_as_good_as(attention(q, k, v, sees=1), attended(q, k, v, sight), attended(*double((q, k, v, sight))))
+    q, k, v = (random((3, heads, count, 64), dtype, "cpu") for heads, count in ((2, 9), (1, 14), (1, 14)))
+    got = attention(q, k.expand(-1, 2, -1, -1), v.expand(-1, 2, -1, -1), sees=6)
     assert torch.equal(
         got[:, :, :1], attention(q[:, :, :1], k[:, :, :6].expand(-1, 2, -1, -1), v[:, :, :6].expand(-1, 2, -1, -1))
     )
