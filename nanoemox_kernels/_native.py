@@ -22,8 +22,8 @@ STRUCTURES = {
     " update_stride_n ~eps",
     "quantized_linear": "dtype *out *x *data *scales *bias *scratch M N K precision activation combine stride_x"
     " stride_out run",
-    "attention": "dtype *out *q *k *v *bias *scratch n H M T d w sees out_n out_h out_m q_n q_h q_m k_n k_h k_t v_n v_h v_t"
-    " bias_w bias_h bias_m ~scale",
+    "attention": "dtype *out *q *k *v *bias *scratch n H M T d w sees out_n out_h out_m q_n q_h q_m k_n k_h k_t"
+    " v_n v_h v_t bias_w bias_h bias_m ~scale",
     "tap_pool": "dtype *out *hidden R N D mean out_stride_r hidden_stride_r hidden_stride_n ~weight",
 }
 _KINDS = {"*": ctypes.c_void_p, "~": ctypes.c_double}
