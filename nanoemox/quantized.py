@@ -2,7 +2,7 @@
 
 The forms are those of nanoemox_kernels.matrix. The language model's matrices take the bundle's form, but for those of
 keys and values: they are few, and what they lose goes into every later token. Those of the encoders' layers are int8
-in either. Everything else stays in floating point.
+with a scale a row in either. Everything else stays in floating point.
 """
 
 import re
@@ -38,7 +38,7 @@ def form_of(name: str, shape: tuple[int, ...], quantize: str) -> str | None:
         return None
     if _LANGUAGE.fullmatch(name):
         return quantize
-    return "int8" if _ENCODERS.fullmatch(name) else None
+    return "int8_rows" if _ENCODERS.fullmatch(name) else None
 
 
 def layout(shapes: dict[str, tuple[int, ...]], quantize: str) -> dict[str, Part]:
@@ -48,11 +48,13 @@ def layout(shapes: dict[str, tuple[int, ...]], quantize: str) -> dict[str, Part]
         form = form_of(name, shape, quantize)
         if form is None:
             out[name] = Part(shape)
-        elif form == "int8":
-            out[name], out[name + SCALES] = Part(shape, torch.int8), Part(shape[:1], torch.float32)
-        else:
+        elif form == "int4":
             out[name] = Part((shape[0], shape[1] // 2), torch.uint8)
             out[name + SCALES] = Part((shape[0], shape[1] // GROUP), torch.bfloat16)
+        else:
+            out[name] = Part(shape, torch.int8)
+            rows = Part(shape[:1], torch.float32)
+            out[name + SCALES] = rows if form == "int8_rows" else Part((shape[0], shape[1] // BLOCK), torch.bfloat16)
     return out
 
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,10 +61,15 @@ def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     return unit.mul_(torch.Size(shape[1:]).numel() ** -0.5)
 
 
-def save_bundle(model: NanoEmoX, folder: str | os.PathLike, quantize: str | None = None) -> None:
+def save_bundle(
+    model: NanoEmoX,
+    folder: str | os.PathLike,
+    quantize: str | None = None,
+    scaled: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor,
+) -> None:
     """Write the model as a bundle, each tensor in its dtype, or its matrices as `quantize` ("int8", "int4") has them.
 
-    Raises CheckpointError where it has no tokenizer.
+    scaled: what becomes of an official tensor before. Raises CheckpointError where the model has no tokenizer.
     """
     if model.tokenizer is None:
         raise CheckpointError("a bundle needs a tokenizer: set model.tokenizer, or start from a loaded bundle")
@@ -72,7 +78,7 @@ def save_bundle(model: NanoEmoX, folder: str | os.PathLike, quantize: str | None
 
     def produce(name: str) -> Tensor:
         tensors = [parameters[part].detach().cpu() for part in parts[name]]
-        return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+        return scaled(name, tensors[0] if len(tensors) == 1 else torch.cat(tensors))
 
     wanted = shapes(model, model.config)
     config = replace(model.config, quantize=quantize or "none")

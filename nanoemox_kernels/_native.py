@@ -9,7 +9,7 @@ import torch  # before the library: torch's OpenMP runtime is the one that both 
 from torch import Tensor
 
 _PATH = Path(__file__).parent / "libnanoemox_cpu.so"
-_ABI = 3
+_ABI = 4
 # Structures of csrc/include/nanoemox.h, field by field: * a pointer, ~ a double, else int64.
 STRUCTURES = {
     "expert_gate": "dtype *out *gates *experts *w1 *b1 *w2 *b2 *scratch B E T H pooled stride_b stride_e stride_t",

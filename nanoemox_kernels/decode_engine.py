@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import _native
-from .matrix import GROUP, PRECISIONS, Matrix
+from .matrix import BLOCK, GROUP, PRECISIONS, Matrix
 
 
 class EngineLayer(NamedTuple):
@@ -217,7 +217,7 @@ def _check(
             raise ValueError(
                 f"{name}: want a contiguous {matrix.precision} {list(data)}, got {list(matrix.data.shape)}"
             )
-        scales = {"int8": (rows,), "int4": (rows, columns // GROUP)}.get(matrix.precision)
+        scales = {"int8": (rows, columns // BLOCK), "int4": (rows, columns // GROUP)}.get(matrix.precision)
         if scales is not None and (matrix.scales is None or tuple(matrix.scales.shape) != scales):
             raise ValueError(f"{name}: want scales {list(scales)}")
     vectors = {"norm": (norm, (shape.width,)), "embedding": (embedding, (shape.vocab, shape.width))}

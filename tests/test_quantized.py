@@ -32,7 +32,7 @@ def isa(request):
     _native.set_isa(before)
 
 
-@pytest.mark.parametrize("form", ["int8", "int4"])
+@pytest.mark.parametrize("form", matrix.QUANTIZERS)
 @pytest.mark.parametrize(("M", "K", "N"), [(1, 64, 1), (7, 128, 70), (13, 192, 64), (25, 512, 130)])
 def test_products_are_those_of_the_dequantised_matrix(isa, form, M, K, N):
     torch.manual_seed(0)
@@ -52,9 +52,10 @@ def test_products_are_those_of_the_dequantised_matrix(isa, form, M, K, N):
             assert (out - expected).abs().max() < 0.15 * K**0.5
 
 
-def test_rows_do_not_see_each_other_and_nan_stays_in_its_row(isa):
+@pytest.mark.parametrize("form", matrix.QUANTIZERS)
+def test_rows_do_not_see_each_other_and_nan_stays_in_its_row(isa, form):
     torch.manual_seed(0)
-    held, x = matrix.quantize_int8(torch.randn(96, 256)), torch.randn(9, 256)
+    held, x = matrix.QUANTIZERS[form](torch.randn(96, 256)), torch.randn(9, 256)
     together = matrix.quantized_linear(x, held)
     assert torch.equal(matrix.quantized_linear(x[3:4], held)[0], together[3])
     x[3, 7], x[4, 8] = float("nan"), float("inf")
@@ -73,7 +74,7 @@ def test_what_a_product_refuses():
     with pytest.raises(ValueError, match="got torch.float16"):
         matrix.quantized_linear(torch.zeros(2, 128, dtype=torch.float16), held)
     with pytest.raises(ValueError, match="columns that 64 divides"):
-        matrix.quantized_linear(torch.zeros(2, 70), matrix.quantize_int8(torch.randn(8, 70)))
+        matrix.quantized_linear(torch.zeros(2, 70), matrix.quantize_int8_rows(torch.randn(8, 70)))
     with pytest.raises(ValueError, match="want a contiguous out"):
         matrix.quantized_linear(torch.zeros(2, 128), held, out=torch.zeros(2, 9))
 

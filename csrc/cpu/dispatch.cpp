@@ -151,7 +151,7 @@ int64_t nx_cpu_quantized_linear_scratch(int64_t M, int64_t K) { return level().q
 
 int nx_cpu_quantized_linear(const nx_quantized_linear_args* a) {
     NX_DTYPE(a);
-    NX_CHECK(a->precision == NX_INT8 || a->precision == NX_INT4, "the matrix must be NX_INT8 or NX_INT4");
+    NX_CHECK(a->precision >= NX_INT8 && a->precision <= NX_INT8_ROWS, "the matrix must be NX_INT8, NX_INT4 or NX_INT8_ROWS");
     NX_CHECK(a->M >= 0 && a->N >= 0 && a->K >= 0 && a->K % 64 == 0, "sizes must be at least 0, and 64 must divide K");
     NX_CHECK(a->activation >= 0 && a->activation <= NX_GELU_TANH, "no such activation");
     NX_CHECK(a->combine >= NX_STORE && a->combine <= NX_MULTIPLY, "no such way to combine");

@@ -133,7 +133,7 @@ struct nx_engine {
         std::vector<float*> held(c.threads);
         for (int64_t t = 0; t < c.threads; ++t) {
             arena.ask(held[t], B * widest);
-            arena.ask(activations[t].scales, B * widest / 16 + 1);
+            arena.ask(activations[t].scales, B * widest / nx::kActivationBlock + 1);
             arena.ask(activations[t].sums, B * widest / 32 + 1);
             arena.ask(activations[t].spread, B * (widest / 128 + 1) * 16);
             arena.ask(activations[t].lift, B * widest / 32 + 1);

@@ -11,10 +11,10 @@ constexpr int64_t kRecheck = 32;          // best logits of a quantised head tha
 // One thread's copy of a product's input, as the matrix's precision wants it: made by each thread for itself, which costs
 // less than a barrier.
 struct Activation {
-    void* data;      // fp32, bf16 or int8 [B, columns]
-    float* scales;   // int8: one for each 16 or kActivationBlock columns
-    int32_t* sums;   // int8: of the halves of each block, [B, columns / 32]
-    float* spread;   // int8, where VNNI is: the scales of each two blocks as a vector of 16 (quantized.h)
+    void* data;      // fp32 or bf16 [B, columns], or integers (quantized.h), of which one takes no more than 4 bytes
+    float* scales;   // integers: one for each kActivationBlock columns
+    int32_t* sums;   // integers: of the halves of each block, [B, columns / 32]
+    float* spread;   // beside int4, where VNNI is: the scales of each two blocks as a vector of 16
     float* lift;     // the same: what unsigned weights add
 };
 

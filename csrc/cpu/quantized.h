@@ -1,4 +1,5 @@
-// Products with int8 and int4 weights. Activations are int8, 16 or 64 to a scale; integer sums within a block, fp32 across.
+// Products with int8 and int4 weights. Activations are integers too, 64 to a scale: 8 bits beside int4 weights where VNNI
+// is, else 16 bits. Integer sums within a block, fp32 across.
 #pragma once
 
 #include "engine.h"
@@ -10,15 +11,20 @@ constexpr int64_t kBlock = nx::kActivationBlock;
 
 // Activations from one of the batch on.
 struct Quantized {
-    const int8_t* data;
+    const void* data;
     const float* scales;
     const int32_t* sums;
     const float* spread;
     const float* lift;
 };
 
+// The largest level: of 16 bits both bytes are signed, so that each can be multiplied by itself.
+template <class Level>
+constexpr float kTop = sizeof(Level) == 1 ? 127 : 127 * 256;
+
 // x [n] -> q = round(x / scale), and the sums of every 32 of q; returns the scale. NaN and infinity make it NaN.
-inline float quantize(const float* x, int64_t n, int8_t* q, int32_t* sums) {
+template <class Level>
+inline float quantize(const float* x, int64_t n, Level* q, int32_t* sums) {
     Vec top{}, poison{};
     for (int64_t i = 0; i < n; i += kLanes) {
         const Vec v = load(x + i), a = v < 0.0f ? -v : v;
@@ -27,21 +33,21 @@ inline float quantize(const float* x, int64_t n, int8_t* q, int32_t* sums) {
     }
     float peak = 0;
     for (int i = 0; i < kLanes; ++i) peak = top[i] > peak ? top[i] : peak;
-    const float bad = sum(poison), inverse = bad == 0.0f && peak > 0.0f ? 127.0f / peak : 0.0f;
+    const float bad = sum(poison), inverse = bad == 0.0f && peak > 0.0f ? kTop<Level> / peak : 0.0f;
     for (int64_t part = 0; part < n / 32; ++part) {
         VecInt total{};
         for (int64_t i = 32 * part; i < 32 * (part + 1); i += kLanes) {
             const Vec v = inverse == 0.0f ? Vec{} : load(x + i) * inverse;
             const VecInt level = (VecInt)(v + 12582912.0f) - 0x4b400000;  // rounds, as in exp
-            typedef int8_t VecByte __attribute__((vector_size(kLanes)));
-            const VecByte bytes = __builtin_convertvector(level, VecByte);
-            std::memcpy(q + i, &bytes, kLanes);
+            typedef Level VecLevel __attribute__((vector_size(kLanes * sizeof(Level))));
+            const VecLevel levels = __builtin_convertvector(level, VecLevel);
+            std::memcpy(q + i, &levels, sizeof levels);
             total += level;
         }
         sums[part] = 0;
         for (int i = 0; i < kLanes; ++i) sums[part] += total[i];
     }
-    return bad == 0.0f ? peak / 127.0f : bad;
+    return bad == 0.0f ? peak / kTop<Level> : bad;
 }
 
 inline float half(uint16_t bits) {
@@ -60,31 +66,46 @@ constexpr int64_t kPair = 2 * kBlock;
 
 inline int64_t pairs_of(int64_t K) { return (K + kPair - 1) / kPair; }
 
-// 16 numbers -> int8 and their scale; returns the sum of the int8. NaN and infinity make the scale NaN.
-inline int32_t quantize16(const float* x, int8_t* q, float* scale) {
-    const __m512 v = _mm512_loadu_ps(x), size = _mm512_abs_ps(v);
-    const bool bad = _mm512_cmp_ps_mask(size, _mm512_set1_ps(__builtin_inff()), _CMP_NLT_UQ);
-    const float peak = _mm512_reduce_max_ps(size), inverse = !bad && peak > 0.0f ? 127.0f / peak : 0.0f;
-    const __m512i level = inverse == 0.0f ? _mm512_setzero_si512() : _mm512_cvtps_epi32(_mm512_mul_ps(v, _mm512_set1_ps(inverse)));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm512_cvtepi32_epi8(level));
-    *scale = bad ? __builtin_nanf("") : peak / 127.0f;
-    return _mm512_reduce_add_epi32(level);
+// A block of 16 bits, to meet int8 weights: its upper bytes, its lower bytes, and what shifted weights add to each lane. A
+// product more for each weight costs nothing, since the weights come from memory, and 8 bits cost quality.
+struct Planes {
+    int8_t upper[kBlock], lower[kBlock];
+    int32_t lift[kBlock / 4];
+};
+
+// The block and its scale. NaN and infinity make the scale NaN.
+inline void planes_of(const float* x, Planes* out, float* scale) {
+    __m512 v[4], top = _mm512_setzero_ps();
+    __mmask16 bad = 0;
+    for (int i = 0; i < 4; ++i) {
+        v[i] = _mm512_loadu_ps(x + 16 * i);
+        const __m512 size = _mm512_abs_ps(v[i]);
+        bad |= _mm512_cmp_ps_mask(size, _mm512_set1_ps(__builtin_inff()), _CMP_NLT_UQ);
+        top = _mm512_max_ps(top, size);
+    }
+    const float peak = bad ? 0 : _mm512_reduce_max_ps(top), inverse = peak > 0.0f ? kTop<int16_t> / peak : 0.0f;
+    for (int i = 0; i < 4; ++i) {
+        const __m512 y = inverse == 0.0f ? _mm512_setzero_ps() : _mm512_mul_ps(v[i], _mm512_set1_ps(inverse));
+        const __m512i level = _mm512_cvtps_epi32(y), upper = _mm512_srai_epi32(_mm512_add_epi32(level, _mm512_set1_epi32(128)), 8);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(out->upper + 16 * i), _mm512_cvtepi32_epi8(upper));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(out->lower + 16 * i), _mm512_cvtepi32_epi8(level));
+    }
+    const __m512i one = _mm512_set1_epi8(1), none = _mm512_setzero_si512();
+    const __m512i upper = _mm512_dpbusd_epi32(none, one, _mm512_loadu_si512(out->upper));
+    const __m512i all = _mm512_dpbusd_epi32(_mm512_slli_epi32(upper, 8), one, _mm512_loadu_si512(out->lower));
+    _mm512_storeu_si512(out->lift, _mm512_sub_epi32(none, _mm512_slli_epi32(all, 7)));
+    *scale = bad ? __builtin_nanf("") : peak / kTop<int16_t>;
 }
 
-// Block j of one of the batch. With int8 weights 16 numbers share a scale: a scale more costs a product one instruction,
-// and larger runs were what cost most quality. For int4 two blocks lie as half, half, other half, other half, as their
-// weights' nibbles do, and `spread` holds their scales as a vector; K is filled up with zeros to whole pairs.
+// Block j of one of the batch. For int4 two blocks lie as half, half, other half, other half, as their weights' nibbles do,
+// and `spread` holds their scales as a vector; K is filled up with zeros to whole pairs.
 inline void hold(const nx::Activation& x, bool int4, int64_t K, int64_t b, int64_t j, const float* block) {
-    int8_t* data = static_cast<int8_t*>(x.data);
     if (!int4) {
-        float lift = j ? x.lift[b] : 0.0f;
-        for (int64_t i = 0, at = b * K + j * kBlock; i < kBlock; i += 16, at += 16) {
-            const float sum = static_cast<float>(quantize16(block + i, data + at, x.scales + at / 16));
-            lift -= 128.0f * x.scales[at / 16] * sum;
-        }
-        x.lift[b] = lift;
+        const int64_t at = b * (K / kBlock) + j;
+        planes_of(block, static_cast<Planes*>(x.data) + at, x.scales + at);
         return;
     }
+    int8_t* data = static_cast<int8_t*>(x.data);
     int32_t sums[2];
     int8_t q[kBlock];
     const float scale = quantize(block, kBlock, q, sums);
@@ -100,23 +121,40 @@ inline void hold(const nx::Activation& x, bool int4, int64_t K, int64_t b, int64
     if (side == 0 && j + 1 == K / kBlock) put(1, nothing, 0.0f);
 }
 
+// 16 scales from bf16, of which `count` are there.
+inline __m512 scales_from(const uint16_t* d, int64_t count) {
+    const __mmask16 there = count < 16 ? (1u << count) - 1 : 0xffff;
+    return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(there, d)), 16);
+}
+
 // One row of a matrix by kBatch activations, so that a weight is read once for several; rows one after the other are one
 // stretch of memory, which the processor fetches ahead best.
 template <int kBatch>
-inline void row_int8(const Quantized& x, const int8_t* w, int64_t K, float* out, int64_t stride) {
+inline void row_int8(const Quantized& x, const int8_t* w, const uint16_t* d, int64_t K, float* out, int64_t stride) {
+    const int64_t blocks = K / kBlock;
+    const Planes* planes = static_cast<const Planes*>(x.data);
     __m512 total[kBatch] = {};
-    const __m512i each = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
-    for (int64_t j = 0; j < K / kBlock; ++j) {
-        _mm_prefetch(w + j * kBlock + 4096, _MM_HINT_T0);
-        const __m512i u = _mm512_xor_si512(_mm512_loadu_si512(w + j * kBlock), _mm512_set1_epi8(-128));
-        for (int b = 0; b < kBatch; ++b) {
-            const int64_t at = b * (K / kBlock) + j;
-            const __m512i found = _mm512_dpbusd_epi32(_mm512_setzero_si512(), u, _mm512_loadu_si512(x.data + at * kBlock));
-            const __m512 scale = _mm512_permutexvar_ps(each, _mm512_broadcast_f32x4(_mm_loadu_ps(x.scales + 4 * at)));
-            total[b] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(found), scale, total[b]);
+    for (int64_t first = 0; first < blocks; first += 16) {
+        const int64_t count = blocks - first < 16 ? blocks - first : 16;
+        const __m512 own = scales_from(d + first, count);
+        alignas(64) float factor[kBatch][16];
+        for (int b = 0; b < kBatch; ++b)
+            _mm512_store_ps(factor[b], _mm512_mul_ps(own, _mm512_maskz_loadu_ps(count < 16 ? (1u << count) - 1 : 0xffff,
+                                                                                x.scales + b * blocks + first)));
+        for (int64_t j = 0; j < count; ++j) {
+            const int8_t* from = w + (first + j) * kBlock;
+            _mm_prefetch(from + 4096, _MM_HINT_T0);
+            const __m512i u = _mm512_xor_si512(_mm512_loadu_si512(from), _mm512_set1_epi8(-128));
+            for (int b = 0; b < kBatch; ++b) {
+                const Planes& a = planes[b * blocks + first + j];
+                const __m512i upper = _mm512_dpbusd_epi32(_mm512_setzero_si512(), u, _mm512_loadu_si512(a.upper));
+                const __m512i both = _mm512_dpbusd_epi32(_mm512_slli_epi32(upper, 8), u, _mm512_loadu_si512(a.lower));
+                const __m512 found = _mm512_cvtepi32_ps(_mm512_add_epi32(both, _mm512_loadu_si512(a.lift)));
+                total[b] = _mm512_fmadd_ps(found, _mm512_set1_ps(factor[b][j]), total[b]);
+            }
         }
     }
-    for (int b = 0; b < kBatch; ++b) out[b * stride] = _mm512_reduce_add_ps(total[b]) + x.lift[b];
+    for (int b = 0; b < kBatch; ++b) out[b * stride] = _mm512_reduce_add_ps(total[b]);
 }
 
 template <int kBatch>
@@ -133,7 +171,7 @@ inline void row_int4(const Quantized& x, const uint8_t* w, const uint16_t* d, in
         const __m512i first = _mm512_and_si512(bytes, low), second = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), low);
         const __m512 d0 = (__m512)_mm512_slli_epi32(scales, 16), d1 = (__m512)_mm512_and_si512(scales, upper);
         for (int b = 0; b < kBatch; ++b) {
-            const int8_t* a = x.data + (b * pairs + p) * kPair;
+            const int8_t* a = static_cast<const int8_t*>(x.data) + (b * pairs + p) * kPair;
             const __m512i f0 = _mm512_dpbusd_epi32(_mm512_setzero_si512(), first, _mm512_loadu_si512(a));
             const __m512i f1 = _mm512_dpbusd_epi32(_mm512_setzero_si512(), second, _mm512_loadu_si512(a + 64));
             const __m512 both = _mm512_fmadd_ps(_mm512_cvtepi32_ps(f1), d1, _mm512_mul_ps(_mm512_cvtepi32_ps(f0), d0));
@@ -149,35 +187,36 @@ inline void row_int4(const Quantized& x, const uint8_t* w, const uint16_t* d, in
             _mm512_maskz_set1_epi32(0x00ff, scales_of(2 * whole)));
     for (int64_t g = 0; g < K / 32; g += 16) {
         const __mmask16 there = K / 32 - g < 16 ? (1u << (K / 32 - g)) - 1 : 0xffff;
-        const __m512i bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(there, d + g));
+        const __m512 own = scales_from(d + g, K / 32 - g);
         for (int b = 0; b < kBatch; ++b)
-            total[b] = _mm512_fmadd_ps((__m512)_mm512_slli_epi32(bits, 16),
-                                       _mm512_maskz_loadu_ps(there, x.lift + b * (K / 32) + g), total[b]);
+            total[b] = _mm512_fmadd_ps(own, _mm512_maskz_loadu_ps(there, x.lift + b * (K / 32) + g), total[b]);
     }
     for (int b = 0; b < kBatch; ++b) out[b * stride] = _mm512_reduce_add_ps(total[b]);
 }
 
 inline Quantized from(const nx::Activation& x, bool int4, int64_t b, int64_t K) {
-    const int64_t wide = int4 ? pairs_of(K) * kPair : K;
-    return {static_cast<const int8_t*>(x.data) + b * wide, x.scales + b * (K / 16), nullptr, x.spread + b * (wide / 8),
-            x.lift + (int4 ? b * (K / 32) : b)};
+    if (!int4) return {static_cast<const Planes*>(x.data) + b * (K / kBlock), x.scales + b * (K / kBlock), {}, {}, {}};
+    const int64_t wide = pairs_of(K) * kPair;
+    return {static_cast<const int8_t*>(x.data) + b * wide, nullptr, nullptr, x.spread + b * (wide / 8), x.lift + b * (K / 32)};
 }
 
 #else
 
 inline void hold(const nx::Activation& x, bool, int64_t K, int64_t b, int64_t j, const float* block) {
     const int64_t at = b * (K / kBlock) + j;
-    x.scales[at] = quantize(block, kBlock, static_cast<int8_t*>(x.data) + at * kBlock, x.sums + 2 * at);
+    x.scales[at] = quantize(block, kBlock, static_cast<int16_t*>(x.data) + at * kBlock, x.sums + 2 * at);
 }
 
+// d: scales of the row's blocks, or null.
 template <int kBatch>
-inline void row_int8(const Quantized& x, const int8_t* w, int64_t K, float* out, int64_t stride) {
-    for (int b = 0; b < kBatch; ++b) {
+inline void row_int8(const Quantized& x, const int8_t* w, const uint16_t* d, int64_t K, float* out, int64_t stride) {
+    const int16_t* data = static_cast<const int16_t*>(x.data);
+    for (int b = 0; b < kBatch; ++b, data += K) {
         float total = 0;
         for (int64_t j = 0; j < K / kBlock; ++j) {
             int32_t found = 0;
-            for (int64_t i = 0; i < kBlock; ++i) found += int32_t{x.data[b * K + j * kBlock + i]} * w[j * kBlock + i];
-            total += x.scales[b * (K / kBlock) + j] * static_cast<float>(found);
+            for (int64_t i = j * kBlock; i < (j + 1) * kBlock; ++i) found += int32_t{data[i]} * w[i];
+            total += x.scales[b * (K / kBlock) + j] * (d ? half(d[j]) : 1.0f) * static_cast<float>(found);
         }
         out[b * stride] = total;
     }
@@ -185,14 +224,15 @@ inline void row_int8(const Quantized& x, const int8_t* w, int64_t K, float* out,
 
 template <int kBatch>
 inline void row_int4(const Quantized& x, const uint8_t* w, const uint16_t* d, int64_t K, float* out, int64_t stride) {
-    for (int b = 0; b < kBatch; ++b) {
+    const int16_t* data = static_cast<const int16_t*>(x.data);
+    for (int b = 0; b < kBatch; ++b, data += K) {
         float total = 0;
         for (int64_t j = 0; j < K / kBlock; ++j) {
             const int64_t at = b * (K / kBlock) + j;
             int32_t low = -8 * x.sums[2 * at], high = -8 * x.sums[2 * at + 1];
             for (int64_t i = 0; i < 32; ++i) {
-                low += x.data[at * kBlock + i] * (w[j * 32 + i] & 15);
-                high += x.data[at * kBlock + 32 + i] * (w[j * 32 + i] >> 4);
+                low += int32_t{data[j * kBlock + i]} * (w[j * 32 + i] & 15);
+                high += int32_t{data[j * kBlock + 32 + i]} * (w[j * 32 + i] >> 4);
             }
             total += x.scales[at] * (half(d[2 * j]) * static_cast<float>(low) + half(d[2 * j + 1]) * static_cast<float>(high));
         }
@@ -201,7 +241,7 @@ inline void row_int4(const Quantized& x, const uint8_t* w, const uint16_t* d, in
 }
 
 inline Quantized from(const nx::Activation& x, bool, int64_t b, int64_t K) {
-    return {static_cast<const int8_t*>(x.data) + b * K, x.scales + b * (K / kBlock), x.sums + b * (K / 32), nullptr, nullptr};
+    return {static_cast<const int16_t*>(x.data) + b * K, x.scales + b * (K / kBlock), x.sums + b * (K / 32), {}, {}};
 }
 
 #endif
@@ -217,12 +257,11 @@ inline void over_batch(const nx::Activation& x, bool int4, int64_t B, int64_t K,
 // Rows [n0, n1) times each of B activations -> out [B, n1 - n0] at `stride`.
 inline void multiply_int8(const nx::Activation& x, int64_t B, const nx_matrix& m, int64_t K, int64_t n0, int64_t n1,
                           float* out, int64_t stride) {
-    const float* scales = static_cast<const float*>(m.scales);
     for (int64_t n = n0; n < n1; ++n) {
         const int8_t* w = static_cast<const int8_t*>(m.data) + n * K;
+        const uint16_t* d = static_cast<const uint16_t*>(m.scales) + n * (K / kBlock);
         over_batch(x, false, B, K, out + n - n0, stride, [&](const Quantized& a, auto count, float* place) {
-            row_int8<decltype(count)::value>(a, w, K, place, stride);
-            for (int b = 0; b < decltype(count)::value; ++b) place[b * stride] *= scales[n];
+            row_int8<decltype(count)::value>(a, w, d, K, place, stride);
         });
     }
 }

@@ -1,4 +1,4 @@
-// quantized_linear: many rows times an int8 or int4 matrix. Rows are quantised as the decode engine does it, then every
+// quantized_linear: many rows times an int8 or int4 matrix. Rows become integers first, of 8 bits where VNNI is, then every
 // thread takes panels of the matrix, turns one into the order in which the dot product wants it, and meets all rows with it.
 #include <algorithm>
 
@@ -14,10 +14,16 @@ namespace {
 constexpr int kPanel = 64;     // columns of the result that a thread makes at a time
 constexpr int64_t kWide = 256;  // most activations that share a scale
 
-// How many activations share a scale: with int8 as many as the caller allows, since a scale costs time.
+#if defined(__AVX512VNNI__)
+using Level = int8_t;
+#else
+using Level = int16_t;
+#endif
+
+// How many activations share a scale: beside one weight scale a row as many as the caller allows, since a scale costs time.
 int64_t block_of([[maybe_unused]] const nx_quantized_linear_args& a) {
 #if defined(__AVX512VNNI__)
-    if (a.precision == NX_INT8)
+    if (a.precision == NX_INT8_ROWS)
         for (const int64_t block : {kWide, kWide / 2})
             if (block <= a.run && a.K % block == 0) return block;
 #endif
@@ -33,7 +39,7 @@ struct Shared {
 int64_t lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 int64_t activation_bytes(int64_t M, int64_t K) {
-    return lines(M * K) + lines(M * (K / kBlock) * 4) + lines(M * (K / 32) * 4);
+    return lines(M * K * sizeof(Level)) + lines(M * (K / kBlock) * 4) + lines(M * (K / 32) * 4);
 }
 
 // The panel and its scales, or, without the instruction, fp32 products of all rows.
@@ -43,7 +49,7 @@ Shared split(const nx_quantized_linear_args& a) {
     char* at = static_cast<char*>(a.scratch);
     Shared s{};
     s.x.data = at;
-    at += lines(a.M * a.K);
+    at += lines(a.M * a.K * sizeof(Level));
     s.x.scales = reinterpret_cast<float*>(at);
     at += lines(a.M * (a.K / kBlock) * 4);
     s.x.sums = reinterpret_cast<int32_t*>(at);
@@ -61,7 +67,7 @@ void quantize_row(const nx_quantized_linear_args& a, const Shared& s, int64_t m,
         for (int64_t i = 0; i < block; i += kLanes) store(wide + i, load(x + j * block + i));
         const int64_t at = m * a.K + j * block;
         s.x.scales[m * (a.K / block) + j] =
-            quantize(wide, block, static_cast<int8_t*>(s.x.data) + at, s.x.sums + at / 32);
+            quantize(wide, block, static_cast<Level*>(s.x.data) + at, s.x.sums + at / 32);
     }
 }
 
@@ -116,9 +122,14 @@ void finish(const nx_quantized_linear_args& a, int64_t m, int64_t rows, int64_t 
 
 #if defined(__AVX512VNNI__)
 
-// Rows [n0, n0 + 64) of the matrix -> unsigned [K/4][64][4]; rows past the end become 0. int4: scales [K/32][64] too.
+// Of a form: how many columns share a scale, 0 being all of them, and what the unsigned weights lie above their value.
+constexpr int64_t group_of(int64_t form) { return form == NX_INT8 ? kBlock : form == NX_INT4 ? 32 : 0; }
+constexpr int shift_of(int64_t form) { return form == NX_INT4 ? 8 : 128; }
+
+// Rows [n0, n0 + 64) of the matrix -> unsigned [K/4][64][4]; rows past the end become 0. Scales of groups: [K/group][64].
+template <int64_t kForm>
 inline void pack(const nx_quantized_linear_args& a, int64_t n0, uint8_t* panel, float* scales) {
-    const bool four = a.precision == NX_INT4;
+    constexpr bool four = kForm == NX_INT4;
     const int64_t count = std::min<int64_t>(kPanel, a.N - n0);
     for (int g = 0; g < kPanel; g += 16)
         for (int64_t j = 0; j < a.K / kBlock; ++j) {
@@ -142,19 +153,19 @@ inline void pack(const nx_quantized_linear_args& a, int64_t n0, uint8_t* panel, 
             transpose(rows);
             for (int q = 0; q < 16; ++q) _mm512_store_si512(panel + ((j * 16 + q) * kPanel + g) * 4, rows[q]);
         }
-    if (four)
-        for (int64_t j = 0; j < a.K / 32; ++j)
+    if constexpr (group_of(kForm) != 0)
+        for (int64_t j = 0, groups = a.K / group_of(kForm); j < groups; ++j)
             for (int n = 0; n < kPanel; ++n)
                 scales[j * kPanel + n] =
-                    n < count ? half(static_cast<const uint16_t*>(a.w.scales)[(n0 + n) * (a.K / 32) + j]) : 0.0f;
+                    n < count ? half(static_cast<const uint16_t*>(a.w.scales)[(n0 + n) * groups + j]) : 0.0f;
 }
 
 constexpr int kRows = 6;  // 24 sums, 4 weights and an activation fill the registers
 
 // Named variables: arrays of vectors would be kept in memory. A row past the end repeats the last one.
 #define NX_EACH_ROW(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5)
-#define NX_START(r)                                                                \
-    __m512i sum##r##0 = _mm512_set1_epi32(-kShift * all(sums[r], j, steps / 8)); \
+#define NX_START(r)                                                                         \
+    __m512i sum##r##0 = _mm512_set1_epi32(-shift_of(kForm) * all(sums[r], j, steps / 8)); \
     __m512i sum##r##1 = sum##r##0, sum##r##2 = sum##r##0, sum##r##3 = sum##r##0;
 #define NX_STEP(r)                              \
     std::memcpy(&four, data[r] + at, 4);        \
@@ -163,12 +174,12 @@ constexpr int kRows = 6;  // 24 sums, 4 weights and an activation fill the regis
     accumulate(sum##r##1, weight1, same);       \
     accumulate(sum##r##2, weight2, same);       \
     accumulate(sum##r##3, weight3, same);
-#define NX_END(r)                                                        \
-    scale = _mm512_set1_ps(own[r][kFour ? j / 2 : j]);                   \
-    add(products[r], sum##r##0, kFour ? scale * group[0] : scale);       \
-    add(products[r] + 16, sum##r##1, kFour ? scale * group[1] : scale);  \
-    add(products[r] + 32, sum##r##2, kFour ? scale * group[2] : scale);  \
-    add(products[r] + 48, sum##r##3, kFour ? scale * group[3] : scale);
+#define NX_END(r)                                                         \
+    scale = _mm512_set1_ps(own[r][kForm == NX_INT4 ? j / 2 : j]);         \
+    add(products[r], sum##r##0, kGroup ? scale * group[0] : scale);       \
+    add(products[r] + 16, sum##r##1, kGroup ? scale * group[1] : scale);  \
+    add(products[r] + 32, sum##r##2, kGroup ? scale * group[2] : scale);  \
+    add(products[r] + 48, sum##r##3, kGroup ? scale * group[3] : scale);
 
 // The intrinsic, but GCC 12 keeps a second copy of every sum in memory around that.
 inline void accumulate(__m512i& sum, __m512i weight, __m512i activation) {
@@ -197,11 +208,11 @@ inline int32_t all(const int32_t* x, int64_t j, int64_t count) {
 
 // Rows m and on by one panel -> products [kRows][64]. Sums of a block stay in registers, sums over blocks in the first
 // cache.
-template <bool kFour>
+template <int64_t kForm>
 void meet(const nx::Activation& x, int64_t m, int64_t M, int64_t K, const uint8_t* panel, const float* scales,
           int64_t block, Stretch& ahead, float (*products)[kPanel]) {
-    constexpr int kShift = kFour ? 8 : 128;           // what the weights lie above their value
-    const int64_t steps = kFour ? 8 : block / 4;  // dot products to a scale
+    constexpr int64_t kGroup = group_of(kForm);
+    const int64_t steps = (kGroup ? kGroup : block) / 4;  // dot products to a scale
     const int8_t* data[kRows];
     const int32_t* sums[kRows];
     const float* own[kRows];
@@ -227,38 +238,50 @@ void meet(const nx::Activation& x, int64_t m, int64_t M, int64_t K, const uint8_
             NX_EACH_ROW(NX_STEP)
         }
         __m512 group[4] = {}, scale;
-        if (kFour)
+        if (kGroup)
             for (int c = 0; c < 4; ++c) group[c] = _mm512_load_ps(scales + j * kPanel + 16 * c);
         NX_EACH_ROW(NX_END)
     }
 }
 
-template <class T, bool kFour>
-void panel_of(const nx_quantized_linear_args& a, const Shared& s, int64_t n0, char* own, [[maybe_unused]] int64_t threads) {
+template <class T, int64_t kForm>
+void panel_of(const nx_quantized_linear_args& a, const Shared& s, int64_t n0, char* own, int64_t threads) {
     uint8_t* panel = reinterpret_cast<uint8_t*>(own);
     float* scales = reinterpret_cast<float*>(own + kPanel * a.K);
-    pack(a, n0, panel, scales);
+    pack<kForm>(a, n0, panel, scales);
     // The rows of the panel that this thread is likely to take next, spread over the blocks of this one.
-    const int64_t row = kFour ? a.K / 2 : a.K, first = std::min(a.N, n0 + threads * kPanel);
+    const int64_t row = kForm == NX_INT4 ? a.K / 2 : a.K, first = std::min(a.N, n0 + threads * kPanel);
     const char* data = static_cast<const char*>(a.w.data);
     const int64_t visits = (a.M + kRows - 1) / kRows * (a.K / block_of(a));
     Stretch ahead{data + first * row, data + std::min(a.N, first + kPanel) * row, kPanel * row / 64 / visits + 1};
     alignas(64) float products[kRows][kPanel];
     for (int64_t m = 0; m < a.M; m += kRows) {
-        meet<kFour>(s.x, m, a.M, a.K, panel, scales, block_of(a), ahead, products);
+        meet<kForm>(s.x, m, a.M, a.K, panel, scales, block_of(a), ahead, products);
         finish<T>(a, m, std::min<int64_t>(kRows, a.M - m), n0, products,
-                  kFour ? nullptr : static_cast<const float*>(a.w.scales));
+                  kForm == NX_INT8_ROWS ? static_cast<const float*>(a.w.scales) : nullptr);
     }
 }
 
 #else
 
-template <class T, bool kFour>
-void panel_of(const nx_quantized_linear_args& a, const Shared& s, int64_t n0, char* own, [[maybe_unused]] int64_t threads) {
-    const int64_t count = std::min<int64_t>(kPanel, a.N - n0);
+template <class T, int64_t kForm>
+void panel_of(const nx_quantized_linear_args& a, const Shared& s, int64_t n0, char* own, int64_t) {
+    const int64_t n1 = n0 + std::min<int64_t>(kPanel, a.N - n0);
     float* products = reinterpret_cast<float*>(own);
-    (kFour ? multiply_int4 : multiply_int8)(s.x, a.M, a.w, a.K, n0, n0 + count, products, kPanel);
-    finish<T>(a, 0, a.M, n0, reinterpret_cast<float(*)[kPanel]>(products), nullptr);
+    const float* scales = nullptr;
+    if constexpr (kForm == NX_INT4) {
+        multiply_int4(s.x, a.M, a.w, a.K, n0, n1, products, kPanel);
+    } else if constexpr (kForm == NX_INT8) {
+        multiply_int8(s.x, a.M, a.w, a.K, n0, n1, products, kPanel);
+    } else {
+        scales = static_cast<const float*>(a.w.scales);
+        for (int64_t n = n0; n < n1; ++n)
+            over_batch(s.x, false, a.M, a.K, products + n - n0, kPanel, [&](const Quantized& x, auto count, float* place) {
+                const int8_t* w = static_cast<const int8_t*>(a.w.data) + n * a.K;
+                row_int8<decltype(count)::value>(x, w, nullptr, a.K, place, kPanel);
+            });
+    }
+    finish<T>(a, 0, a.M, n0, reinterpret_cast<float(*)[kPanel]>(products), scales);
 }
 
 #endif
@@ -280,10 +303,10 @@ void run(const nx_quantized_linear_args& a) {
         for (int64_t m = 0; m < a.M; ++m) quantize_row<T>(a, s, m, block_of(a));
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < panels; ++i) {
-            if (a.precision == NX_INT4)
-                panel_of<T, true>(a, s, i * kPanel, own, threads);
-            else
-                panel_of<T, false>(a, s, i * kPanel, own, threads);
+            const auto part = a.precision == NX_INT4   ? panel_of<T, NX_INT4>
+                              : a.precision == NX_INT8 ? panel_of<T, NX_INT8>
+                                                       : panel_of<T, NX_INT8_ROWS>;
+            part(a, s, i * kPanel, own, threads);
         }
     }
 }

@@ -20,10 +20,10 @@ extern "C" {
 #define NX_API
 #endif
 
-#define NX_ABI_VERSION 3
+#define NX_ABI_VERSION 4
 
 enum { NX_OK = 0, NX_INVALID = 1 };
-enum { NX_F32 = 0, NX_BF16 = 1, NX_INT8 = 2, NX_INT4 = 3 };
+enum { NX_F32 = 0, NX_BF16 = 1, NX_INT8 = 2, NX_INT4 = 3, NX_INT8_ROWS = 4 };
 
 NX_API int nx_abi_version(void);
 NX_API const char* nx_last_error(void);
@@ -144,9 +144,10 @@ NX_API int nx_cpu_attention(const nx_attention_args* args);
 /* The decode engine: one call a token runs every layer of a qwen2 or llama language model for B sequences. It keeps
  * pointers to what the caller owns (weights, tables, cache) and has threads of its own; a call to one engine at a time.
  *
- * A matrix is row-major [rows, columns]. fp32, bf16: data. int8: data and a fp32 scale a row, w = scale * data. int4:
- * columns in groups of 32, a byte holds column 64 j + i in its low half and column 64 j + 32 + i in its high half (i <
- * 32), each the value plus 8; scales are bf16, one a row and group. int8 and int4 take columns that 64 divides. */
+ * A matrix is row-major [rows, columns]. fp32, bf16: data. int8: data, and bf16 scales [rows, columns / 64], w = scale *
+ * data; int8 rows, which the engine does not take: fp32 scales [rows]. int4: columns in groups of 32, a byte holds column
+ * 64 j + i in its low half and column 64 j + 32 + i in its high half (i < 32), each the value plus 8; bf16 scales [rows,
+ * columns / 32]. All of these take columns that 64 divides. */
 typedef struct {
     const void* data;
     const void* scales;
@@ -155,9 +156,9 @@ typedef struct {
 enum { NX_RELU = 1, NX_SILU = 2, NX_GELU = 3, NX_GELU_TANH = 4 };  /* 0: no activation; NX_GELU is the erf form */
 enum { NX_STORE = 0, NX_ADD = 1, NX_MULTIPLY = 2 };                /* what becomes of what `out` holds */
 
-/* out = activation(x W^T + bias), stored, added to out or multiplied into it: for many rows, W in int8 or int4. Runs
- * of 64 numbers of a row of x are rounded to int8 with a scale of their own; with int8 of 128 or 256, where `run` allows
- * it. K is a multiple of 64. */
+/* out = activation(x W^T + bias), stored, added to out or multiplied into it: for many rows, W in int8, int8 rows or int4.
+ * Runs of 64 numbers of a row of x are rounded to int8 with a scale of their own; with int8 rows of 128 or 256, where
+ * `run` allows it. K is a multiple of 64. */
 typedef struct {
     int64_t dtype;
     void* out;         /* T [M,N], the last stride 1 */

@@ -6,6 +6,7 @@ which and why, from the configuration alone.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from .fusion import FastFusion
 from .graphs import Replayed, replayed, side_by_side
 from .language import merge_adapters
 from .linear import ACTIVATIONS
+from .smoothing import scaled
 from .vision import FastVision
 from .weights import Weights, give_back_heap
 
@@ -82,7 +84,7 @@ class FastNanoEmoX(Replayed, NanoEmoX):
         if self.quantize and self.config.lora is not None:
             merge_adapters(reference.language)
             reference.config = replace(self.config, lora=None)
-        save_bundle(reference, folder, self.quantize)
+        save_bundle(reference, folder, self.quantize, partial(scaled, getattr(self.language, "smoothed", ())))
         self._stamp = _stamp(self.source)
 
 

@@ -19,6 +19,7 @@ from nanoemox_kernels.matrix import BLOCK, QUANTIZERS, Matrix, multiply, quantiz
 
 from ..errors import UsageError
 from .language import hand_over
+from .smoothing import Smoothed, Smoothing
 from .weights import give_back_heap, let_go
 
 _ROOM = 1024  # positions that a cache starts with
@@ -42,16 +43,17 @@ class EngineLanguage(nn.Module):
 
     def __init__(
         self, shape: EngineShape, layers: list[EngineLayer], norm: Tensor, head: Matrix, embedding: Tensor,
-        rotary: Rotary, exact_head: Tensor | None = None,
+        rotary: Rotary, exact_head: Tensor | None = None, smoothed: Sequence[Smoothed] = (),
     ):  # fmt: skip
         """
         Args:
             rotary: number of positions -> cosines, sines [positions, head_size/2], fp32.
             exact_head: the head as it was before it was quantised.
+            smoothed: by what each layer was multiplied before it was quantised.
         """
         super().__init__()
         self.shape, self.layers, self.norm, self.head, self.embedding = shape, layers, norm, head, embedding
-        self.rotary, self.exact_head = rotary, exact_head
+        self.rotary, self.exact_head, self.smoothed = rotary, exact_head, smoothed
         self.engine: DecodeEngine | None = None
         self._taken: set[int] = set()
         self._turn = threading.RLock()
@@ -241,31 +243,37 @@ def _gated(y: Tensor, layer: EngineLayer) -> Tensor:
 def engine_language(base: Any, quantize: str | None = None) -> EngineLanguage:
     """From Hugging Face's qwen2 or llama model, adapters merged on the way; it is left hollow.
 
-    Matrices are handed over one by one, so that there is never a second copy of all of them. A matrix that a bundle
-    holds quantised is taken as it is; those of keys and values stay in floating point.
+    Matrices are handed over one by one, so that there is never a second copy of all of them. What a bundle holds
+    quantised is taken as it is; matrices of keys and values stay in floating point.
     """
     config = base.config
-    form = Matrix if quantize is None else QUANTIZERS[quantize]
 
-    def take(name: str, linear: Any) -> Matrix:
+    def take(name: str, linear: Any, smoothed: Smoothed) -> Matrix:
         weight = hand_over(linear)
         if isinstance(weight, Matrix):
             return weight
-        if quantize is None or name in "kv":
-            return Matrix(weight)
-        matrix = form(weight)
-        let_go(weight)
+        wanted = smoothed.scaled(name, weight)
+        matrix = Matrix(wanted) if quantize is None or name in "kv" else QUANTIZERS[quantize](wanted)
+        if matrix.data is not weight:
+            let_go(weight)
         return matrix
 
-    layers = []
+    layers, factors = [], []
+    rounds = quantize is not None and not any(hasattr(part, "scales") for part in base.model.layers.modules())
+    smoothing = Smoothing(base) if rounds else None
     for layer in base.model.layers:
+        factors.append(smoothed := Smoothed({}, {}) if smoothing is None else smoothing.next(layer))
         attention, mlp = layer.self_attn, layer.mlp
         parts = {name: getattr(attention, f"{name}_proj") for name in "qkvo"}
         parts |= {name: getattr(mlp, f"{name}_proj") for name in ("gate", "up", "down")}
-        biases = {name: part.bias.detach() for name, part in parts.items() if part.bias is not None}
-        norms = [norm.weight.detach() for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
+        held = {name: part.bias.detach() for name, part in parts.items() if part.bias is not None}
+        biases: dict[str, Any] = {name: smoothed.scaled(name, bias) for name, bias in held.items()}
+        norms = [
+            smoothed.scaled(name, getattr(layer, name).weight.detach())
+            for name in ("input_layernorm", "post_attention_layernorm")
+        ]
         joined = torch.cat([biases.pop(name) for name in "qkv"]) if "q" in biases else None
-        matrices = [take(name, part) for name, part in parts.items()]
+        matrices = [take(name, part, smoothed) for name, part in parts.items()]
         rest = {f"{name}_bias": bias for name, bias in biases.items()}
         layers.append(EngineLayer._make([*matrices, *norms, joined, None, None, None, None])._replace(**rest))
         give_back_heap()
@@ -281,7 +289,7 @@ def engine_language(base: Any, quantize: str | None = None) -> EngineLanguage:
 
     if quantize is None:
         return EngineLanguage(shape, layers, norm, Matrix(head), embedding, rotary)
-    return EngineLanguage(shape, layers, norm, quantize_int8(head), embedding, rotary, exact_head=head)
+    return EngineLanguage(shape, layers, norm, quantize_int8(head), embedding, rotary, head, factors if rounds else [])
 
 
 def attention_sizes(config: Any) -> tuple[int, int, int]:

@@ -7,7 +7,7 @@ import sys
 import torch
 from torch import Tensor, nn
 
-from nanoemox_kernels.matrix import BLOCK, Matrix, quantize_int8
+from nanoemox_kernels.matrix import BLOCK, Matrix, quantize_int8_rows
 
 from ..config import NanoEmoXConfig
 from ..names import targets
@@ -52,7 +52,7 @@ class Weights:
         weight: Tensor | Matrix = weights[0] if len(weights) == 1 else joined(weights)
         bias = None if not biases else biases[0] if len(biases) == 1 else torch.cat(biases)
         if self._quantize and not isinstance(weight, Matrix) and weight.shape[1] % BLOCK == 0:
-            plain, weight = weight, quantize_int8(weight)
+            plain, weight = weight, quantize_int8_rows(weight)
             let_go(plain)
         if isinstance(weight, Matrix):
             return QuantizedLinear(weight, bias, activation)

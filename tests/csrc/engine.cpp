@@ -54,8 +54,7 @@ struct Model {
         const int64_t n = precision == NX_INT8 ? rows * columns : rows * columns / 2;
         unsigned char* data = static_cast<unsigned char*>(bytes(n));
         for (int64_t i = 0; i < n; ++i) data[i] = static_cast<unsigned char>(size(0, 255));
-        if (precision == NX_INT8) return {data, floats(rows, 0.001f)};
-        return {data, values(NX_BF16, rows * columns / 32, 0.01f)};
+        return {data, values(NX_BF16, rows * columns / (precision == NX_INT8 ? 64 : 32), 0.001f)};
     }
 
     Model(int64_t precision, int64_t threads) {

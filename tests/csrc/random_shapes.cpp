@@ -138,12 +138,13 @@ static std::vector<float> pool(int64_t dtype) {
 }
 
 static std::vector<float> many(int64_t dtype) {
-    const int64_t M = size(0, 20), K = 64 * size(1, 9), N = size(1, 150), form = size(NX_INT8, NX_INT4);
+    const int64_t M = size(0, 20), K = 64 * size(1, 9), N = size(1, 150), form = size(NX_INT8, NX_INT8_ROWS);
     const int64_t gap = size(0, 3), activation = size(0, NX_GELU_TANH), combine = size(0, NX_MULTIPLY);
     Buffer out(dtype, M ? (M - 1) * (N + gap) + N : 0), x(dtype, M ? (M - 1) * (K + gap) + K : 0), bias(NX_F32, N);
-    std::vector<uint8_t> data(form == NX_INT8 ? N * K : N * K / 2);
+    std::vector<uint8_t> data(form == NX_INT4 ? N * K / 2 : N * K);
     for (uint8_t& byte : data) byte = static_cast<uint8_t>(size(0, 255));
-    Buffer scales(form == NX_INT8 ? NX_F32 : NX_BF16, form == NX_INT8 ? N : N * K / 32, 0.001f);
+    const bool by_row = form == NX_INT8_ROWS;
+    Buffer scales(by_row ? NX_F32 : NX_BF16, by_row ? N : N * K / (form == NX_INT8 ? 64 : 32), 0.001f);
     const auto release = [](void* p) { std::free(p); };
     const int64_t bytes = nx_cpu_quantized_linear_scratch(M, K);
     std::unique_ptr<void, decltype(release)> scratch(std::aligned_alloc(64, (bytes + 63) / 64 * 64), release);
