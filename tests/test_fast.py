@@ -1,5 +1,6 @@
 """The accelerated model against the reference: the same weights, the same results, less work and memory."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -13,9 +14,12 @@ from nanoemox.encoders.face import FaceEncoder
 from nanoemox.errors import CheckpointError
 from nanoemox.fast import FastNanoEmoX, accelerate, why_not
 from nanoemox.fast.face import FastFace
+from nanoemox.fast.qformer import FastQFormerBranch
 from nanoemox.fast.weights import Weights
+from nanoemox.loading import fast_parts
 from nanoemox.media import Clip
 from nanoemox.model import NanoEmoX
+from nanoemox.qformer import build_branch
 from nanoemox.weights import random_bundle
 
 NARROW = replace(OFFICIAL, language=replace(OFFICIAL.language, vocab_size=1024))  # room for the demo's tokenizer
@@ -98,7 +102,13 @@ def variants():
     )
     yield (
         "parts without a fast form",
-        replace(NARROW, vision=replace(vision, activation="mish"), audio=replace(audio, position_batch_norm=True)),
+        replace(
+            NARROW,
+            vision=replace(vision, activation="mish"),
+            audio=replace(audio, position_batch_norm=True),
+            video_branch=replace(NARROW.video_branch, type="mean"),
+            audio_branch=replace(NARROW.audio_branch, type="attention"),
+        ),
     )
 
 
@@ -115,8 +125,16 @@ def test_every_configuration(bundle, name, config):
 
 
 def test_what_has_no_fast_form_stays_the_reference_and_is_said():
-    reasons = why_not(replace(NARROW, fusion=replace(NARROW.fusion, type="attention")), torch.device("cpu"))
+    mean = replace(NARROW.video_branch, type="mean")
+    config = replace(NARROW, fusion=replace(NARROW.fusion, type="attention"), video_branch=mean)
+    reasons = why_not(config, torch.device("cpu"))
     assert reasons["fusion"] == "variant attention" and reasons["vision"] == reasons["face"] == ""
+    assert reasons["video_branch"] == "has no fused op" and reasons["audio_branch"] == ""
+    assert fast_parts(config, torch.device("cpu"))["video_branch"] == "reference (has no fused op)"
+    model = random_model(config)
+    parts = dict(model.named_children())
+    kept = {name for name, part in accelerate(model).named_children() if part is parts[name]}
+    assert kept == {name for name, reason in reasons.items() if reason}
 
 
 def random_model(config=NARROW):
@@ -155,6 +173,34 @@ def test_frames_of_any_size(window, size):
     for _ in range(2):
         assert (fast(frames) - want).abs().max() <= 2e-5 * want.abs().max()
         fast(frames.repeat(1, 1, 1, 2, 2))  # a call with another size in between changes nothing
+
+
+def fast_branch(reference, config):
+    weights = Weights(torch.nn.ModuleDict({"audio_branch": deepcopy(reference)}), config)
+    return FastQFormerBranch(config.qformer, weights, "audio")
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize(("B", "T"), [(1, 8), (1, 1), (3, 5)])
+def test_a_qformer_of_any_depth(layers, B, T):
+    torch.manual_seed(0)
+    config = replace(NARROW, qformer=replace(NARROW.qformer, layers=layers))
+    reference = build_branch(config.audio_branch, config.qformer, 64, 48).eval().requires_grad_(False)
+    for parameter in reference.parameters():  # no bias is zero, no norm the identity
+        parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    low = deepcopy(reference).bfloat16()
+    given = torch.randn(B, T, 64).bfloat16()
+    fast, fast_low = fast_branch(reference, config), fast_branch(low, config)
+    want, exact = reference(given.float()), deepcopy(low).double()(given.double())
+    own = (low(given) - exact).abs().max() / exact.abs().max()
+    for _ in range(2):  # what was worked out at load is not overwritten
+        assert (fast(given.float()) - want).abs().max() <= 2e-5 * want.abs().max()
+        error = (fast_low(given) - exact).abs().max() / exact.abs().max()
+        assert error <= 2 * own + torch.finfo(torch.bfloat16).eps, f"{error:.2e}, reference {own:.2e}"
+    for branch in (reference, fast):
+        with pytest.raises(ValueError, match="9 time steps, but the position table holds 8"):
+            branch(torch.zeros(B, 9, 64))
 
 
 @torch.inference_mode()

@@ -177,15 +177,15 @@ def test_streams_hold_back_what_may_not_stay(demo, said, text, finish):
 
 def test_a_cold_sample_is_the_greedy_answer_and_nan_is_told(demo, sample):
     assert demo.answer(sample, max_new_tokens=5, temperature=1e-40).text == demo.answer(sample, max_new_tokens=5).text
-    weight = demo.video_branch.proj.weight
-    before = weight.clone()
+    bias = demo.video_branch.proj.bias
+    before = bias.clone()
     with torch.inference_mode():
-        weight.fill_(float("nan"))
+        bias.fill_(float("nan"))
         try:
             with pytest.raises(ValueError, match="not finite"):
                 demo.answer(sample, max_new_tokens=5)
         finally:
-            weight.copy_(before)
+            bias.copy_(before)
 
 
 def test_a_subtitle_cannot_forge_tokens(demo):

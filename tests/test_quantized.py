@@ -135,3 +135,10 @@ def test_features_of_int8_encoders_stay_close():
     for name in ("visual", "speech", "face", "fusion"):
         one, two = getattr(exact, name), getattr(got, name)
         assert (one - two).norm() < 0.02 * one.norm(), name
+
+
+def test_branches_and_heads_keep_the_models_dtype():
+    """docs/quantized.md: the layers of the encoders alone are int8."""
+    model = nanoemox.load("demo", quantize="int8", dtype="bfloat16", device="cpu")
+    int8 = {name for name, part in model.named_children() if any(t.dtype == torch.int8 for t in part.buffers())}
+    assert int8 - {"language"} == {"vision", "audio", "face"}

@@ -25,6 +25,7 @@ from .fusion import FastFusion
 from .graphs import Replayed, replayed, side_by_side
 from .language import merge_adapters
 from .linear import ACTIVATIONS
+from .qformer import FastQFormerBranch
 from .smoothing import scaled
 from .vision import FastVision
 from .weights import Weights, give_back_heap
@@ -105,7 +106,8 @@ def why_not(config: NanoEmoXConfig, device: torch.device, quantize: str | None =
         reasons["audio"] = "position_batch_norm"
     if config.fusion.type != "multiscale":
         reasons["fusion"] = f"variant {config.fusion.type}"
-    reasons |= dict.fromkeys(("video_branch", "audio_branch"), "has no fused op")
+    for name, branch in (("video_branch", config.video_branch), ("audio_branch", config.audio_branch)):
+        reasons[name] = "" if branch.type == "qformer" else "has no fused op"
     return reasons | {"language": why_no_engine(hugging_face_config(config.language), device, quantize)}
 
 
@@ -122,6 +124,8 @@ def accelerate(reference: NanoEmoX, quantize: str | None = None) -> NanoEmoX:
         "audio": lambda: FastAudio(config.audio, weights.under("acoustic_encoder.model.")),
         "face": lambda: FastFace(config.face, weights.under("facial_encoder.facexformer.")),
         "face_head": lambda: FastFaceHead(config.face, weights.under("facial_encoder.")),
+        "video_branch": lambda: FastQFormerBranch(config.qformer, weights, "video"),
+        "audio_branch": lambda: FastQFormerBranch(config.qformer, weights, "audio"),
         "fusion": lambda: FastFusion(config.fusion, weights, len(config.vision.taps)),
         "language": lambda: engine_language(reference.language.base, quantize),
     }

@@ -32,6 +32,12 @@ class Weights:
         view._quantize = self._quantize
         return view
 
+    def floating(self) -> "Weights":
+        """The same store, of which `linear` gives no int8 layers."""
+        view = self.under("")
+        view._quantize = False
+        return view
+
     def __contains__(self, name: str) -> bool:
         return self._prefix + name in self._parts
 
