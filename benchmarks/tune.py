@@ -32,6 +32,7 @@ SPACE = {
     "conv_norm_act": {"BLOCK": [8192, 16384, 32768], "num_warps": [4, 8, 16]},
     "tap_part": {"SPAN": [64, 128, 256], "BLOCK_D": [32, 64], "BLOCK_N": [32, 64, 128], "num_warps": [2, 4, 8]},
     "quick_gelu": {"BLOCK": [1024, 2048, 4096, 8192], "num_warps": [2, 4, 8]},
+    "attn": {"BLOCK_M": [64, 128], "BLOCK_N": [16, 32, 64, 128], "num_warps": [4, 8], "num_stages": [2, 3, 4]},
     "window_attn": {"PROGRAMS": [512, 1024, 2048, 4096], "num_warps": [2, 4], "num_stages": [1, 2, 3]},
     "time_conv": {
         "BLOCK_R": [64, 128], "BLOCK_N": [64], "BLOCK_K": [32, 64], "num_warps": [4, 8], "num_stages": [2, 3, 4],
@@ -83,6 +84,11 @@ def calls(B: int) -> dict[str, list]:
     def run_windows():
         return nk.window_attn(qkv, pairs, 14, 14, window=7, shift=3)
 
+    layers = [tensor(B * T, rows, 3 * D).unflatten(-1, (3, 16, 64)).permute(2, 0, 3, 1, 4) for rows in (257, 99)]
+
+    def run_attn(i):
+        return nk.attn(*layers[i])
+
     def run_positions():
         return nk.time_conv(row, filters, weight, kernel=128, padding=64, trim=1, gelu=True)
 
@@ -107,13 +113,14 @@ def calls(B: int) -> dict[str, list]:
     def run_part():
         return nk.tap_pool_(means, stage, 1.0, "mean")
 
-    layers = [(stage, 128), (tensor(B * T, 196, 512), 512)]
-    ups = [(x, tensor(4 * C, C), tensor(4 * C)) for x, C in layers]
+    maps = [(stage, 128), (tensor(B * T, 196, 512), 512)]
+    ups = [(x, tensor(4 * C, C), tensor(4 * C)) for x, C in maps]
 
     def run_up(i):
         return nk.time_conv(*ups[i], kernel=1, gelu=True)
 
     return {
+        "attn": [lambda: run_attn(0), lambda: run_attn(1)],
         "time_conv_one": [lambda: run_up(0), lambda: run_up(1)], "tap_part": [run_part],
         "quick_gelu": [run_quick], "norm_act": [run_act], "conv_norm_act": [run_first],
         "window_attn": [run_windows], "time_conv": [run_positions], "time_conv_wide": [run_front],

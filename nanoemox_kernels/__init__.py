@@ -1,6 +1,7 @@
 """Fused ops of Nano-EmoX as functions of tensors. Importing this needs torch alone: no GPU, no Triton, no compiler."""
 
 from ._library import status
+from .ops.attn.op import attn
 from .ops.expert_fusion.op import expert_fusion
 from .ops.expert_fusion.reference import ExpertFusionWeights, FoldedExpertFusion, fold_expert_fusion
 from .ops.expert_gate.op import expert_gate
@@ -18,6 +19,7 @@ __all__ = [
     "FoldedTemporalXattn",
     "Tap",
     "TemporalXattnWeights",
+    "attn",
     "conv_norm_act",
     "expert_fusion",
     "expert_gate",

@@ -28,6 +28,7 @@ class Case:
 
 def cases() -> Iterator[Case]:
     """Sizes of the published model at batch 1; architecture sections 2, 7 and 8."""
+    from .ops.attn.kernel import _attn
     from .ops.expert_fusion import kernel as fusion
     from .ops.expert_gate.kernel import _gate_combine, _gate_hidden
     from .ops.feature_taps.kernel import _residual_norm, _tap_part, _tap_pool
@@ -172,6 +173,16 @@ def cases() -> Iterator[Case]:
                  stride_xn=3 * C * side**2, stride_xt=3 * C, stride_bh=64 * 64, stride_bm=64, HEADS=h, D=C // h,
                  WINDOW=window, SHIFT=shift, PADDED=False, WHOLE=True, BLOCK_N=64, BLOCK_D=32, **tuned("window_attn")),
             2 * (8 * side**2 * 4 * C + h * 64 * 64),
+        )  # fmt: skip
+    h, d = 16, 64
+    for name, rows in (("vision", 257), ("audio", 99)):
+        strides = {f"stride_{x}{dim}": stride for x in "qkv" for dim, stride in
+                   (("n", rows * 3 * h * d), ("h", d), ("m" if x == "q" else "t", 3 * h * d))}  # fmt: skip
+        yield Case(
+            f"attn {name}", _attn,
+            dict(out_ptr=BF16, q_ptr=BF16, k_ptr=BF16, v_ptr=BF16, M=rows, T=rows, scale=0.18, **strides, HEADS=h, D=d,
+                 BLOCK_D=d, **tuned("attn")),
+            2 * 8 * rows * 4 * h * d,
         )  # fmt: skip
     # time_conv: HuBERT's second layer and its positions, and the first half of Swin's MLP; one clip
     for name, T, after, C, N, kernel, stride, pad, groups in (

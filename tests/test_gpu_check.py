@@ -106,6 +106,7 @@ import torch
 import machine_code, test_gpu
 from triton.runtime.jit import JITFunction
 import nanoemox_kernels as nk
+from nanoemox_kernels.ops.attn.kernel import attn_fwd
 from nanoemox_kernels.ops.expert_fusion.kernel import expert_fusion_fwd
 from nanoemox_kernels.ops.expert_gate.kernel import expert_gate_fwd
 from nanoemox_kernels.ops.feature_taps.kernel import residual_norm_fwd, tap_pool_fwd
@@ -142,6 +143,8 @@ tap_pool_fwd(out[:, : hidden.shape[2]], hidden, 0.25, True)
 norm_act_fwd(*inputs("norm_act gelu"), 1e-5, True)
 conv_norm_act_fwd(*inputs("conv_norm_act"), 5, 1e-5, True)
 quick_gelu_inplace(*inputs("quick_gelu_"))
+(rows,) = inputs("attn")
+attn_fwd(*rows.unflatten(-1, (3, 3, 5)).permute(2, 0, 3, 1, 4))
 window_attn_fwd(*inputs("window_attn"), 9, 9, 7, 3)
 time_conv_fwd(*inputs("time_conv one tap"), 1, 1, 0, 0, True)
 """
@@ -154,7 +157,9 @@ def test_every_launch_packs_its_arguments_for_the_sm_89_entry():
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
     some = {"_gate_hidden", "_fusion_attend", "_rows_linear", "_residual_norm", "_tap_pool", "_tap_part", "_norm_act"}
-    assert some | {"_conv_norm_act", "_quick_gelu", "_window_attn", "_time_conv"} <= {name for name, *_ in lines}
+    assert some | {"_conv_norm_act", "_quick_gelu", "_window_attn", "_time_conv", "_attn"} <= {
+        name for name, *_ in lines
+    }
     assert all(int(values) <= int(cells) <= int(values) + 2 for _, values, cells in lines)
 
 

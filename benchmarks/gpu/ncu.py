@@ -36,6 +36,7 @@ def kernel_names() -> list[str]:
 
 
 _OPS = (
+    "attn",
     "expert_fusion",
     "expert_gate",
     "feature_taps",

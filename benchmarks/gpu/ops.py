@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import nanoemox_kernels as nk
+from nanoemox_kernels.ops.attn import reference as attns
 from nanoemox_kernels.ops.expert_fusion import reference as fusion
 from nanoemox_kernels.ops.expert_gate import reference as gate
 from nanoemox_kernels.ops.feature_taps import reference as taps
@@ -70,7 +71,7 @@ def cases(B: int, dtype: torch.dtype, sizes: Sizes | None = None, device: str = 
     def tensor(*size: int) -> Tensor:
         return (torch.randn(size, generator=random) * size[-1] ** -0.5).to(dtype).to(device)
 
-    for make in (_gate, _fusion, _xattn, _taps, _windows, _conv, _up, _norms, _quick):
+    for make in (_gate, _fusion, _xattn, _taps, _windows, _attention, _conv, _up, _norms, _quick):
         yield from make(B, s, tensor)
 
 
@@ -177,6 +178,27 @@ def _windows(B: int, s: Sizes, tensor: Callable[..., Tensor]) -> Iterator[Case]:
     }
     cost = windows.cost(n, height, width, C, heads, window, itemsize=inputs[0].itemsize)
     yield Case("window_attn", inputs, functions, *cost)
+
+
+def _attention(B: int, s: Sizes, tensor: Callable[..., Tensor]) -> Iterator[Case]:
+    """A layer of CLIP and one of HuBERT; eager is PyTorch's own attention, compiled the definition."""
+    d = 64 if s.D % 64 == 0 else s.D // 3
+    fused = compiled(attns.attn)
+    for name, T in (("vision", s.vision), ("audio", s.audio)):
+        n, H = B * s.T, s.D // d
+        inputs = [tensor(n, T, 3 * s.D)]
+
+        def heads(x: Tensor, H: int = H) -> Tensor:
+            return x.unflatten(-1, (3, H, -1)).permute(2, 0, 3, 1, 4)
+
+        functions = {
+            "ours": lambda x, heads=heads: (nk.attn(*heads(x)),),
+            "eager": lambda x, heads=heads: (
+                torch.nn.functional.scaled_dot_product_attention(*heads(x)).transpose(1, 2).flatten(2),
+            ),
+            "compiled": lambda x, heads=heads: (fused(*heads(x)),),
+        }
+        yield Case(f"attn {name}", inputs, functions, *attns.cost(n, H, T, T, d, itemsize=inputs[0].itemsize))
 
 
 def _conv(B: int, s: Sizes, tensor: Callable[..., Tensor]) -> Iterator[Case]:

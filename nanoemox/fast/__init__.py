@@ -38,6 +38,8 @@ _Stamp = list[tuple[str, int, int]]
 class FastNanoEmoX(Replayed, NanoEmoX):
     """For inference: what it holds of the weights is folded and packed, the official tensors stay in its bundle."""
 
+    shares: tuple[int, ...] = ()  # multiprocessors of vision's, face's and sound's products by cuBLASLt; (): all
+
     def __init__(self, reference: NanoEmoX, parts: dict[str, nn.Module], quantize: str | None):
         NanoEmoX.__init__(self, reference.config, parts)
         self.tokenizer, self.templates, self.source = reference.tokenizer, reference.templates, reference.source
@@ -62,7 +64,7 @@ class FastNanoEmoX(Replayed, NanoEmoX):
         return [next(chain(part.parameters(), part.buffers())) for part in parts]
 
     def _run(self, jobs: Sequence[Callable[[], None]]) -> None:
-        side_by_side(jobs)
+        side_by_side(jobs, self.shares if len(jobs) == len(self.shares) else ())
 
     def save(self, folder: str | Path) -> None:
         """Write a bundle with the weights of the one it was loaded from, in this model's dtype.

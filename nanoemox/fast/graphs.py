@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nanoemox_kernels import cublas_lt
+
 _MOST = 8  # graphs that a part keeps, each with the memory of its temporaries
 _TURNS = threading.RLock()  # graphs are captured and replayed one at a time, each has its inputs' memory once
 _last: dict[int, torch.cuda.Event] = {}  # of a device: behind the last replay
@@ -146,13 +148,19 @@ def _side(device: int, stream: int, number: int) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def side_by_side(jobs: Sequence[Callable[[], None]]) -> None:
+def side_by_side(jobs: Sequence[Callable[[], None]], shares: Sequence[int] = ()) -> None:
     """Run independent jobs; within a capture they become branches of the graph, for one clip's layers fill no GPU.
 
     The first stays on the current stream, which waits for the others. What a job leaves behind may be used and freed
     like anything of the current stream: a side stream's next job waits for that one before it takes the memory again.
+
+    shares: multiprocessors of each job's products by cuBLASLt, 0: all; they hold in calls that lead to a capture too,
+    so that what it captures has run before.
     """
-    if len(jobs) < 2 or not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()):
+    captures = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+    if shares and (captures or getattr(_nested, "here", False)):
+        jobs = [partial(_with_share, job, sms) for job, sms in zip(jobs, shares, strict=True)]
+    if len(jobs) < 2 or not captures:
         for job in jobs:
             job()
         return
@@ -165,3 +173,8 @@ def side_by_side(jobs: Sequence[Callable[[], None]]) -> None:
             job()
     for side in branches[1:]:
         here.wait_stream(side)
+
+
+def _with_share(job: Callable[[], None], sms: int) -> None:
+    with cublas_lt.multiprocessors(sms):
+        job()

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanoemox_kernels import norm_act, time_conv
+from nanoemox_kernels import cublas_lt, norm_act, time_conv
 from nanoemox_kernels.matrix import Matrix, quantized_linear
 
 # Name in a configuration -> (oneDNN's epilogue, its algorithm).
@@ -20,6 +20,9 @@ ACTIVATIONS = {
     "gelu_new": ("gelu", "tanh"),
     "gelu_pytorch_tanh": ("gelu", "tanh"),
 }
+# Who multiplies on a GPU: "torch"; "cublaslt", by its first proposal or what configs/ holds; "tuned", by the best of
+# its proposals, timed at the first call of a kind outside of a capture.
+PRODUCTS = "torch"
 _FEW = 256  # inputs of a layer whose product takes no longer than a pass over its result
 
 
@@ -52,6 +55,18 @@ def normed(x: Tensor, norm: nn.LayerNorm, activation: str = "none") -> Tensor:
     gelu = ACTIVATIONS[activation] == ("gelu", "none")
     y = norm_act(x, norm.weight, norm.bias, eps=norm.eps, gelu=gelu)
     return y if gelu else activate_(y, activation)
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + bias in PyTorch's order, x [...,in]."""
+    if PRODUCTS == "torch" or torch.compiler.is_compiling() or not cublas_lt.serves(x, weight, bias):
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+        return F.linear(x, weight, bias)
+    captures = torch.cuda.is_current_stream_capturing()
+    if PRODUCTS == "tuned" and x.numel() and not captures and not cublas_lt.is_tuned(x, weight, bias):
+        cublas_lt.tune(x, weight, bias)
+    return cublas_lt.linear(x, weight, bias)
 
 
 class PackedLinear(nn.Module):
@@ -88,7 +103,7 @@ class PackedLinear(nn.Module):
         weight = cast(Tensor, self.weight)
         if has_fused_ops(x) and ACTIVATIONS[self.activation] == ("gelu", "none") and x.ndim == 3 and x.shape[2] <= _FEW:
             return time_conv(x, weight, self.bias, kernel=1, gelu=True)  # one tap: a product with GELU behind it
-        return activate_(F.linear(x, weight, self.bias), self.activation)
+        return activate_(product(x, weight, self.bias), self.activation)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedLinear":
         """`.to()` and its kin: the packed order belongs to a device and a dtype."""

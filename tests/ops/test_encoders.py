@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import nanoemox
+from nanoemox_kernels.ops.attn import op as attn
 from nanoemox_kernels.ops.norm_act import op as norm_act
 from nanoemox_kernels.ops.quick_gelu import op as quick_gelu
 from nanoemox_kernels.ops.time_conv import op as time_conv
@@ -17,9 +18,9 @@ INPUTS = {
 
 NORM = (norm_act, "_norm", "_norm_cuda")
 OPS = {
-    "vision": [(quick_gelu, "_op", "_cuda"), NORM],
+    "vision": [(quick_gelu, "_op", "_cuda"), (attn, "_op", "_cuda"), NORM],
     "face": [(window_attn, "_op", "_cuda"), (time_conv, "_op", "_cuda"), NORM],
-    "audio": [(time_conv, "_op", "_cuda"), (norm_act, "_conv", "_conv_cuda"), NORM],
+    "audio": [(time_conv, "_op", "_cuda"), (norm_act, "_conv", "_conv_cuda"), (attn, "_op", "_cuda"), NORM],
 }
 
 
@@ -31,7 +32,7 @@ def test_fused_ops_change_nothing(part, monkeypatch):
     monkeypatch.setattr("nanoemox.fast.linear.multiplies_packed", lambda device, dtype: False)
     x, calls = INPUTS[part](), []
     want = getattr(nanoemox.load("demo", fast=True, dtype="float32", device="cpu"), part)(x)
-    for module in ("linear", "swin", "audio", "vision"):
+    for module in ("linear", "swin", "audio", "vision", "attention"):
         monkeypatch.setattr(f"nanoemox.fast.{module}.has_fused_ops", lambda x: True)
     encoder = getattr(nanoemox.load("demo", fast=True, dtype="float32", device="cpu"), part)
     for op, name, kernel in OPS[part]:

@@ -151,7 +151,18 @@ def up_inputs(s, dtype, device):
     return [random((s.B, 196, C), dtype, device), w(4 * C, C), w(4 * C)]
 
 
+def attn_inputs(s, dtype, device):
+    heads, size = (16, 64) if s is MODEL else (3, 5)
+    return [random((s.B, s.N, 3 * heads * size), dtype, device)]
+
+
+def attn_call(rows):
+    heads = 16 if rows.shape[2] % 64 == 0 else 3
+    return (nk.attn(*rows.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)),)
+
+
 OPS = {
+    "attn": Op(attn_inputs, attn_call),
     "expert_gate": Op(gate_inputs, nk.expert_gate),
     "expert_gate pooled": Op(gate_inputs, lambda *t: nk.expert_gate(*t, pooled=True)),
     "expert_fusion": Op(fusion_inputs, fusion_call),
