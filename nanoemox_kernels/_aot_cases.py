@@ -28,7 +28,7 @@ class Case:
 
 def cases() -> Iterator[Case]:
     """Sizes of the published model at batch 1; architecture sections 2, 7 and 8."""
-    from .ops.attn.kernel import _attn
+    from .ops.attn.kernel import _attn, block
     from .ops.expert_fusion import kernel as fusion
     from .ops.expert_gate.kernel import _gate_combine, _gate_hidden
     from .ops.feature_taps.kernel import _residual_norm, _tap_part, _tap_pool
@@ -181,7 +181,7 @@ def cases() -> Iterator[Case]:
         yield Case(
             f"attn {name}", _attn,
             dict(out_ptr=BF16, q_ptr=BF16, k_ptr=BF16, v_ptr=BF16, M=rows, T=rows, scale=0.18, **strides, HEADS=h, D=d,
-                 BLOCK_D=d, **tuned("attn")),
+                 BLOCK_D=d, REST=block(rows % tuned("attn")["BLOCK_N"]), **tuned("attn")),
             2 * 8 * rows * 4 * h * d,
         )  # fmt: skip
     # time_conv: HuBERT's second layer and its positions, and the first half of Swin's MLP; one clip

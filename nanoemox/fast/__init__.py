@@ -22,7 +22,7 @@ from .audio import FastAudio
 from .decoding import engine_language, why_no_engine
 from .face import FastFace, FastFaceHead
 from .fusion import FastFusion
-from .graphs import Replayed, replayed, side_by_side
+from .graphs import Replayed, replayed, share, side_by_side
 from .language import merge_adapters
 from .linear import ACTIVATIONS
 from .qformer import FastQFormerBranch
@@ -33,12 +33,13 @@ from .weights import Weights, give_back_heap
 __all__ = ["FastNanoEmoX", "accelerate", "accelerate_language", "why_no_engine", "why_not"]
 
 _Stamp = list[tuple[str, int, int]]
+# Parts of a GPU's multiprocessors for the products of a few clips: without them each takes the whole GPU, and branches
+# wait for each other; more clips fill it by themselves. What is best was measured (docs/benchmarks-gpu.md).
+_FEW, _WATCH, _LOOK, _LISTEN = 2, 0.75, 0.4, 0.5
 
 
 class FastNanoEmoX(Replayed, NanoEmoX):
     """For inference: what it holds of the weights is folded and packed, the official tensors stay in its bundle."""
-
-    shares: tuple[int, ...] = ()  # multiprocessors of vision's, face's and sound's products by cuBLASLt; (): all
 
     def __init__(self, reference: NanoEmoX, parts: dict[str, nn.Module], quantize: str | None):
         NanoEmoX.__init__(self, reference.config, parts)
@@ -64,7 +65,19 @@ class FastNanoEmoX(Replayed, NanoEmoX):
         return [next(chain(part.parameters(), part.buffers())) for part in parts]
 
     def _run(self, jobs: Sequence[Callable[[], None]]) -> None:
-        side_by_side(jobs, self.shares if len(jobs) == len(self.shares) else ())
+        side_by_side(jobs)
+
+    def _watch(self, frames: Tensor, out: Encoded) -> None:
+        with share(_WATCH if len(frames) <= _FEW else 0):
+            super()._watch(frames, out)
+
+    def _look(self, frames: Tensor, out: Encoded) -> None:
+        with share(_LOOK if len(frames) <= _FEW else 0):
+            super()._look(frames, out)
+
+    def _listen(self, audio: Tensor, out: Encoded) -> None:
+        with share(_LISTEN if len(audio) <= _FEW else 0):
+            super()._listen(audio, out)
 
     def save(self, folder: str | Path) -> None:
         """Write a bundle with the weights of the one it was loaded from, in this model's dtype.

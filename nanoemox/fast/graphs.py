@@ -2,7 +2,8 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from functools import cache, partial, wraps
 from typing import Any
@@ -10,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nanoemox_kernels import cublas_lt
+from nanoemox_kernels.cublas_lt import multiprocessors
 
 _MOST = 8  # graphs that a part keeps, each with the memory of its temporaries
 _TURNS = threading.RLock()  # graphs are captured and replayed one at a time, each has its inputs' memory once
 _last: dict[int, torch.cuda.Event] = {}  # of a device: behind the last replay
-_nested = threading.local()  # .here: this thread runs what is, or may be, part of a larger graph
+_nested = threading.local()  # .here: this thread runs what is, or may be, part of a larger graph; .beside: of a branch
 
 
 class Replayed(nn.Module):
@@ -148,22 +149,25 @@ def _side(device: int, stream: int, number: int) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def side_by_side(jobs: Sequence[Callable[[], None]], shares: Sequence[int] = ()) -> None:
+def side_by_side(jobs: Sequence[Callable[[], None]]) -> None:
     """Run independent jobs; within a capture they become branches of the graph, for one clip's layers fill no GPU.
 
-    The first stays on the current stream, which waits for the others. What a job leaves behind may be used and freed
-    like anything of the current stream: a side stream's next job waits for that one before it takes the memory again.
-
-    shares: multiprocessors of each job's products by cuBLASLt, 0: all; they hold in calls that lead to a capture too,
-    so that what it captures has run before.
+    The first stays on the current stream, which waits for the others; jobs but the first may have jobs side by side of
+    their own. What a job leaves behind may be used and freed like anything of the current stream: a side stream's next
+    job waits for that one before it takes the memory again.
     """
-    captures = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
-    if shares and (captures or getattr(_nested, "here", False)):
-        jobs = [partial(_with_share, job, sms) for job, sms in zip(jobs, shares, strict=True)]
-    if len(jobs) < 2 or not captures:
+    before = getattr(_nested, "beside", False)
+    _nested.beside = before or (getattr(_nested, "here", False) and len(jobs) > 1)
+    try:
+        if len(jobs) > 1 and torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+            return _branch(jobs)
         for job in jobs:
             job()
-        return
+    finally:
+        _nested.beside = before
+
+
+def _branch(jobs: Sequence[Callable[[], None]]) -> None:
     here = torch.cuda.current_stream()
     branches = [here, *(_side(here.device_index, here.cuda_stream, number) for number in range(1, len(jobs)))]
     for side in branches[1:]:
@@ -175,6 +179,10 @@ def side_by_side(jobs: Sequence[Callable[[], None]], shares: Sequence[int] = ())
         here.wait_stream(side)
 
 
-def _with_share(job: Callable[[], None], sms: int) -> None:
-    with cublas_lt.multiprocessors(sms):
-        job()
+@contextmanager
+def share(part: float) -> Iterator[None]:
+    """Products within take that part of the multiprocessors where they are, or lead to, one of a graph's branches."""
+    beside = torch.cuda.is_available() and getattr(_nested, "beside", False)
+    count = torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count if beside else 0
+    with multiprocessors(int(part * count)):
+        yield

@@ -20,9 +20,6 @@ ACTIVATIONS = {
     "gelu_new": ("gelu", "tanh"),
     "gelu_pytorch_tanh": ("gelu", "tanh"),
 }
-# Who multiplies on a GPU: "torch"; "cublaslt", by its first proposal or what configs/ holds; "tuned", by the best of
-# its proposals, timed at the first call of a kind outside of a capture.
-PRODUCTS = "torch"
 _FEW = 256  # inputs of a layer whose product takes no longer than a pass over its result
 
 
@@ -58,15 +55,10 @@ def normed(x: Tensor, norm: nn.LayerNorm, activation: str = "none") -> Tensor:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x W^T + bias in PyTorch's order, x [...,in]."""
-    if PRODUCTS == "torch" or torch.compiler.is_compiling() or not cublas_lt.serves(x, weight, bias):
-        return F.linear(x, weight, bias)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
-        return F.linear(x, weight, bias)
-    captures = torch.cuda.is_current_stream_capturing()
-    if PRODUCTS == "tuned" and x.numel() and not captures and not cublas_lt.is_tuned(x, weight, bias):
-        cublas_lt.tune(x, weight, bias)
-    return cublas_lt.linear(x, weight, bias)
+    """x W^T + bias in PyTorch's order, x [...,in]; beside other branches on the multiprocessors that are its share."""
+    if cublas_lt.share() and not torch.is_grad_enabled() and cublas_lt.serves(x, weight, bias):
+        return cublas_lt.linear(x, weight, bias)
+    return F.linear(x, weight, bias)
 
 
 class PackedLinear(nn.Module):

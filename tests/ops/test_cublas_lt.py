@@ -22,10 +22,8 @@ def product(x, weight, bias):
 def test_without_the_library_there_is_a_reason():
     tensors = make(8, 8, 8, device="cpu")
     assert cublas_lt.why_not == "PyTorch was built without CUDA" and not cublas_lt.serves(*tensors)
-    assert cublas_lt.version() == 0
-    for call in (cublas_lt.linear, cublas_lt.tune):
-        with pytest.raises(RuntimeError, match="no cuBLASLt: PyTorch was built without CUDA"):
-            call(*tensors)
+    with pytest.raises(RuntimeError, match="no cuBLASLt: PyTorch was built without CUDA"):
+        cublas_lt.linear(*tensors)
 
 
 def test_a_share_holds_within_its_block_and_thread():
@@ -44,22 +42,18 @@ def test_as_good_as_pytorch(shape, dtype):
     for b in (bias, None):
         exact = product(x.double(), weight.double(), None if b is None else b.double())
         for sms in (0, 60):
-            got = cublas_lt.linear(x[None], weight, b, sms=sms)[0]
+            with cublas_lt.multiprocessors(sms):
+                got = cublas_lt.linear(x[None], weight, b)[0]
             assert_as_good_as(got, product(x, weight, b), exact)
-        out = torch.full_like(got, torch.nan)
-        assert cublas_lt.linear(x, weight, b, out=out) is out and torch.equal(out, cublas_lt.linear(x, weight, b))
 
 
 @GPU
-def test_tuned_ones_are_kept_and_right():
-    x, weight, bias = make(392, 1024, 512)
-    found = cublas_lt.tune(x, weight, bias, sms=66)
-    assert cublas_lt.is_tuned(x, weight, bias, 66) and not cublas_lt.is_tuned(x, weight, bias, 65)
-    assert 0 < found.best <= found.first and found.tried >= 1
+def test_addresses_on_smaller_boundaries():
+    x, weight, bias = make(33, 64, 128)
+    moved = torch.empty(x.numel() + 8, dtype=x.dtype, device="cuda")[8:].view_as(x).copy_(x)
     exact = product(x.double(), weight.double(), bias.double())
-    with cublas_lt.multiprocessors(66):
-        assert_as_good_as(cublas_lt.linear(x, weight, bias), product(x, weight, bias), exact)
-    assert "392x1024x512 bfloat16 bias of 66" in cublas_lt.chosen()["algorithms"]
+    assert moved.data_ptr() % 256 and cublas_lt.serves(moved, weight, bias)
+    assert_as_good_as(cublas_lt.linear(moved, weight, bias), product(x, weight, bias), exact)
 
 
 @GPU
@@ -88,6 +82,4 @@ def test_what_is_refused():
         assert not cublas_lt.serves(*args)
         with pytest.raises(ValueError, match="multiples"):
             cublas_lt.linear(*args)
-    with pytest.raises(ValueError, match=r"want out \[16, 24\]"):
-        cublas_lt.linear(x, weight, bias, out=x)
     assert cublas_lt.linear(x[:0], weight, bias).shape == (0, 24)
