@@ -157,9 +157,10 @@ def side_by_side(jobs: Sequence[Callable[[], None]]) -> None:
     job waits for that one before it takes the memory again.
     """
     before = getattr(_nested, "beside", False)
-    _nested.beside = before or (getattr(_nested, "here", False) and len(jobs) > 1)
+    captures = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+    _nested.beside = before or (len(jobs) > 1 and (captures or getattr(_nested, "here", False)))
     try:
-        if len(jobs) > 1 and torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+        if len(jobs) > 1 and captures:
             return _branch(jobs)
         for job in jobs:
             job()

@@ -12,7 +12,7 @@ from ..config import VisionConfig
 from ..encoders.vision import VisionEncoder
 from .attention import pieces
 from .graphs import Replayed, replayed
-from .linear import has_fused_ops, normed
+from .linear import has_fused_ops
 from .transformer import MLP, Block, first_row_attention, run_pre_norm, self_attention, step
 from .weights import Weights, pack
 
@@ -64,11 +64,9 @@ class FastVision(Replayed, VisionEncoder):
         p, grid = self.config.patch_size, self.config.image_size // self.config.patch_size
         pixels = self.preprocess(frames)[..., : grid * p, : grid * p]
         tiles = pixels.unflatten(3, (grid, p)).unflatten(2, (grid, p)).permute(0, 2, 4, 1, 3, 5)
-        rows = self.position.new_zeros(len(frames), grid, grid, self.wide)
-        rows[..., : 3 * p * p].unflatten(3, (3, p, p)).copy_(tiles)
-        hidden = self.position.expand(len(frames), -1, -1).clone()
-        hidden[:, 1:] += self.patches(rows.flatten(1, 2))
-        return normed(hidden, self.norm)
+        rows = self.position.new_zeros(len(frames), 1 + grid**2, self.wide)  # row 0 stays nothing but its position
+        rows[:, 1:, : 3 * p * p].unflatten(2, (3, p, p)).unflatten(1, (grid, grid)).copy_(tiles)
+        return step(self.patches(rows), self.position.expand(len(frames), -1, -1), self.norm)
 
     def read_layers(self, frames: Tensor, out: Tensor) -> None:
         """Add row 0 of every layer that is read, frames [n,3,H,W], to its slice of out [n,(L+1)*D], features last."""

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ..._tuning import on_device_of, tuned
 
+_FEW = 16  # items, of which a GPU holds all tiles at once: larger blocks of keys pay then
+
 
 @triton.jit
 def _more(q, keys, values, stride_kt, stride_vt, offs_t, offs_d, T, D, scale, top, total, acc,
@@ -68,7 +70,8 @@ def _attn(
 
 
 def attn_fwd(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    (n, H, M, d), T, use = q.shape, k.shape[2], dict(tuned("attn"))
+    (n, H, M, d), T = q.shape, k.shape[2]
+    use = dict(tuned("attn_few" if n <= _FEW else "attn"))
     out = torch.empty(n, M, H * d, dtype=q.dtype, device=q.device)
     if out.numel() == 0:
         return out
