@@ -31,7 +31,7 @@ SPACE = {
     "norm_act": {"BLOCK": [1024, 2048, 4096, 8192], "num_warps": [2, 4, 8]},
     "conv_norm_act": {"BLOCK": [8192, 16384, 32768], "num_warps": [4, 8, 16]},
     "tap_part": {"SPAN": [64, 128, 256], "BLOCK_D": [32, 64], "BLOCK_N": [32, 64, 128], "num_warps": [2, 4, 8]},
-    "quick_gelu": {"BLOCK": [1024, 2048, 4096, 8192], "num_warps": [2, 4, 8]},
+    "activation": {"BLOCK": [1024, 2048, 4096, 8192], "num_warps": [2, 4, 8]},
     "attn": {"BLOCK_M": [64, 128], "BLOCK_N": [16, 32, 64, 128], "num_warps": [4, 8], "num_stages": [2, 3, 4]},
     "attn_few": {"BLOCK_M": [64, 128], "BLOCK_N": [32, 64, 128], "num_warps": [4, 8], "num_stages": [1, 2, 3]},
     "window_attn": {"PROGRAMS": [512, 1024, 2048, 4096], "num_warps": [2, 4], "num_stages": [1, 2, 3]},
@@ -106,8 +106,13 @@ def calls(B: int) -> dict[str, list]:
 
     wide = tensor(B * T, 257, 4 * D)
 
+    short = tensor(B * T, 99, 4 * D)
+
     def run_quick():
         return nk.quick_gelu_(wide)
+
+    def run_gelu():
+        return nk.gelu_(short)
 
     means = torch.zeros(B * T, 128, device="cuda")
 
@@ -123,7 +128,7 @@ def calls(B: int) -> dict[str, list]:
     return {
         "attn_few" if B * T <= 16 else "attn": [lambda: run_attn(0), lambda: run_attn(1)],
         "time_conv_one": [lambda: run_up(0), lambda: run_up(1)], "tap_part": [run_part],
-        "quick_gelu": [run_quick], "norm_act": [run_act], "conv_norm_act": [run_first],
+        "activation": [run_quick, run_gelu], "norm_act": [run_act], "conv_norm_act": [run_first],
         "window_attn": [run_windows], "time_conv": [run_positions], "time_conv_wide": [run_front],
         "gate_hidden": [run_gate], "gate_combine": [run_gate], "xattn_context": [run_xattn], "rows_linear": [run_xattn],
         "residual_norm": [run_norm], "tap_pool": [run_pool],

@@ -1,13 +1,13 @@
 """Fused ops of Nano-EmoX as functions of tensors. Importing this needs torch alone: no GPU, no Triton, no compiler."""
 
 from ._library import status
+from .ops.activation.op import gelu_, quick_gelu_
 from .ops.attn.op import attn
 from .ops.expert_fusion.op import expert_fusion
 from .ops.expert_fusion.reference import ExpertFusionWeights, FoldedExpertFusion, fold_expert_fusion
 from .ops.expert_gate.op import expert_gate
 from .ops.feature_taps.op import Tap, feature_taps_, tap_pool_
 from .ops.norm_act.op import conv_norm_act, norm_act
-from .ops.quick_gelu.op import quick_gelu_
 from .ops.temporal_xattn.op import temporal_xattn
 from .ops.temporal_xattn.reference import FoldedTemporalXattn, TemporalXattnWeights, fold_temporal_xattn
 from .ops.time_conv.op import time_conv
@@ -26,6 +26,7 @@ __all__ = [
     "feature_taps_",
     "fold_expert_fusion",
     "fold_temporal_xattn",
+    "gelu_",
     "norm_act",
     "quick_gelu_",
     "status",

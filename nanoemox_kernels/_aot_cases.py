@@ -28,12 +28,12 @@ class Case:
 
 def cases() -> Iterator[Case]:
     """Sizes of the published model at batch 1; architecture sections 2, 7 and 8."""
+    from .ops.activation.kernel import _activation
     from .ops.attn.kernel import _attn, block
     from .ops.expert_fusion import kernel as fusion
     from .ops.expert_gate.kernel import _gate_combine, _gate_hidden
     from .ops.feature_taps.kernel import _residual_norm, _tap_part, _tap_pool
     from .ops.norm_act.kernel import _conv_norm_act, _norm_act
-    from .ops.quick_gelu.kernel import _quick_gelu
     from .ops.temporal_xattn.kernel import _rows_linear, _xattn_context
     from .ops.time_conv.kernel import _time_conv
     from .ops.window_attn.kernel import _window_attn
@@ -144,8 +144,8 @@ def cases() -> Iterator[Case]:
              stride_hr=parts * D, stride_hn=D, stride_hd=1, MEAN=True, **tuned("tap_sum")),
         4 * 8 * (parts + 2) * D,
     )  # fmt: skip
-    count = 8 * 257 * 4096
-    yield Case("quick_gelu", _quick_gelu, dict(x_ptr=BF16, COUNT=count, **tuned("quick_gelu")), 4 * count)
+    for name, count, quick in (("gelu_", 8 * 99 * 4096, False), ("quick_gelu_", 8 * 257 * 4096, True)):
+        yield Case(name, _activation, dict(x_ptr=BF16, COUNT=count, QUICK=quick, **tuned("activation")), 4 * count)
     # norm_act: HuBERT's first layer whole, and what follows the second product
     D, samples, kernel, stride, after = 512, 32000, 10, 5, 6399
     settings = tuned("conv_norm_act")

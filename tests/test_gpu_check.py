@@ -111,7 +111,7 @@ from nanoemox_kernels.ops.expert_fusion.kernel import expert_fusion_fwd
 from nanoemox_kernels.ops.expert_gate.kernel import expert_gate_fwd
 from nanoemox_kernels.ops.feature_taps.kernel import residual_norm_fwd, tap_pool_fwd
 from nanoemox_kernels.ops.norm_act.kernel import conv_norm_act_fwd, norm_act_fwd
-from nanoemox_kernels.ops.quick_gelu.kernel import quick_gelu_inplace
+from nanoemox_kernels.ops.activation.kernel import activation_inplace
 from nanoemox_kernels.ops.temporal_xattn.kernel import temporal_xattn_fwd
 from nanoemox_kernels.ops.time_conv.kernel import time_conv_fwd
 from nanoemox_kernels.ops.window_attn.kernel import window_attn_fwd
@@ -142,7 +142,7 @@ out, hidden = inputs("tap_pool_ mean of a map")
 tap_pool_fwd(out[:, : hidden.shape[2]], hidden, 0.25, True)
 norm_act_fwd(*inputs("norm_act gelu"), 1e-5, True)
 conv_norm_act_fwd(*inputs("conv_norm_act"), 5, 1e-5, True)
-quick_gelu_inplace(*inputs("quick_gelu_"))
+activation_inplace(*inputs("quick_gelu_"), True)
 (rows,) = inputs("attn")
 attn_fwd(*rows.unflatten(-1, (3, 3, 5)).permute(2, 0, 3, 1, 4))
 window_attn_fwd(*inputs("window_attn"), 9, 9, 7, 3)
@@ -157,7 +157,7 @@ def test_every_launch_packs_its_arguments_for_the_sm_89_entry():
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
     some = {"_gate_hidden", "_fusion_attend", "_rows_linear", "_residual_norm", "_tap_pool", "_tap_part", "_norm_act"}
-    assert some | {"_conv_norm_act", "_quick_gelu", "_window_attn", "_time_conv", "_attn"} <= {
+    assert some | {"_conv_norm_act", "_activation", "_window_attn", "_time_conv", "_attn"} <= {
         name for name, *_ in lines
     }
     assert all(int(values) <= int(cells) <= int(values) + 2 for _, values, cells in lines)

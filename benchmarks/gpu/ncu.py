@@ -36,12 +36,12 @@ def kernel_names() -> list[str]:
 
 
 _OPS = (
+    "activation",
     "attn",
     "expert_fusion",
     "expert_gate",
     "feature_taps",
     "norm_act",
-    "quick_gelu",
     "temporal_xattn",
     "time_conv",
     "window_attn",

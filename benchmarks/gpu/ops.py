@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 import nanoemox_kernels as nk
+from nanoemox_kernels.ops.activation import reference as acts
 from nanoemox_kernels.ops.attn import reference as attns
 from nanoemox_kernels.ops.expert_fusion import reference as fusion
 from nanoemox_kernels.ops.expert_gate import reference as gate
 from nanoemox_kernels.ops.feature_taps import reference as taps
 from nanoemox_kernels.ops.norm_act import reference as norms
-from nanoemox_kernels.ops.quick_gelu import reference as quick
 from nanoemox_kernels.ops.temporal_xattn import reference as xattn
 from nanoemox_kernels.ops.time_conv import reference as conv
 from nanoemox_kernels.ops.window_attn import reference as windows
@@ -71,7 +71,7 @@ def cases(B: int, dtype: torch.dtype, sizes: Sizes | None = None, device: str = 
     def tensor(*size: int) -> Tensor:
         return (torch.randn(size, generator=random) * size[-1] ** -0.5).to(dtype).to(device)
 
-    for make in (_gate, _fusion, _xattn, _taps, _windows, _attention, _conv, _up, _norms, _quick):
+    for make in (_gate, _fusion, _xattn, _taps, _windows, _attention, _conv, _up, _norms, _activations):
         yield from make(B, s, tensor)
 
 
@@ -267,15 +267,17 @@ def _norms(B: int, s: Sizes, tensor: Callable[..., Tensor]) -> Iterator[Case]:
     yield Case("norm_act gelu", inputs, functions, *norms.cost(rows, D, itemsize=inputs[0].itemsize))
 
 
-def _quick(B: int, s: Sizes, tensor: Callable[..., Tensor]) -> Iterator[Case]:
-    x = tensor(B * s.T, s.vision, 4 * s.D)
-    fused = compiled(quick.quick_gelu_)
-    functions = {
-        "ours": lambda x: (nk.quick_gelu_(x),),
-        "eager": lambda x: (quick.quick_gelu_(x), x)[1:],
-        "compiled": lambda x: (fused(x), x)[1:],
-    }
-    yield Case("quick_gelu_", [x], functions, *quick.cost(x.numel(), itemsize=x.itemsize))
+def _activations(B: int, s: Sizes, tensor: Callable[..., Tensor]) -> Iterator[Case]:
+    for name, ours, definition, rows in (
+        ("gelu_", nk.gelu_, acts.gelu_, s.audio), ("quick_gelu_", nk.quick_gelu_, acts.quick_gelu_, s.vision)
+    ):  # fmt: skip
+        x, fused = tensor(B * s.T, rows, 4 * s.D), compiled(definition)
+        functions = {
+            "ours": lambda x, ours=ours: (ours(x),),
+            "eager": lambda x, definition=definition: (definition(x), x)[1:],
+            "compiled": lambda x, fused=fused: (fused(x), x)[1:],
+        }
+        yield Case(name, [x], functions, *acts.cost(x.numel(), itemsize=x.itemsize))
 
 
 def _norm_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

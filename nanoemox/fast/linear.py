@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanoemox_kernels import cublas_lt, norm_act, time_conv
+from nanoemox_kernels import cublas_lt, gelu_, norm_act, time_conv
 from nanoemox_kernels.matrix import Matrix, quantized_linear
 
 # Name in a configuration -> (oneDNN's epilogue, its algorithm).
@@ -39,6 +39,8 @@ def activate_(x: Tensor, activation: str) -> Tensor:
     """One of ACTIVATIONS, in place where PyTorch can; returns the result."""
     name, algorithm = ACTIVATIONS[activation]
     if name == "gelu":
+        if algorithm == "none" and has_fused_ops(x):
+            return gelu_(x)
         return torch.ops.aten.gelu_(x, approximate=algorithm)
     if name == "swish":
         return F.silu(x, inplace=True)

@@ -178,6 +178,7 @@ OPS = {
     "norm_act": Op(norm_inputs, norm_call(False)),
     "norm_act gelu": Op(norm_inputs, norm_call(True)),
     "quick_gelu_": Op(lambda s, *kind: [random((s.B, s.N, s.D), *kind, 4.0)], lambda x: (nk.quick_gelu_(x),)),
+    "gelu_": Op(lambda s, *kind: [random((s.B, s.N, s.D), *kind, 4.0)], lambda x: (nk.gelu_(x),)),
     "conv_norm_act": Op(wave_inputs, wave_call),
 }
 

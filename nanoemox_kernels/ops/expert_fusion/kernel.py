@@ -227,7 +227,7 @@ def _fusion_hidden(
             w = tl.load(weight[:, None] + offs_k[None, :], mask=mask_n[:, None] & mask_k[None, :], other=0.0)
             normed = (x - mean[:, None]) * scale[:, None] * norm[None, :] + norm_bias[None, :]
             acc = dot(normed, tl.trans(w), acc, PARTS)
-        bent = tl.where(mask_r[:, None], gelu(acc + bias[None, :]), 0.0)
+        bent = tl.where(mask_r[:, None], gelu(acc + bias[None, :], False), 0.0)
         hidden += tl.sum(tl.reshape(bent, [CLIPS, BLOCK_T, BLOCK_N]), axis=1)
         own = tl.load(row[:, None] + offs_n[None, :], mask=mask_r[:, None] & mask_n[None, :], other=0.0)
         pooled += tl.sum(tl.reshape(own, [CLIPS, BLOCK_T, BLOCK_N]), axis=1)

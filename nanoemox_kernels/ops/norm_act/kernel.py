@@ -11,7 +11,7 @@ from .reference import steps
 
 
 @triton.jit
-def _normed(h, offs_d, mask_d, weight_ptr, bias_ptr, D, eps, GELU: tl.constexpr):
+def _normed(h, offs_d, mask_d, weight_ptr, bias_ptr, D, eps, GELU: tl.constexpr, SHORT: tl.constexpr):
     """[BLOCK_R,BLOCK_D] of fp32, zero past D -> act(LayerNorm). The variance is a second pass over registers."""
     mean = tl.sum(h, axis=1) / D
     centred = tl.where(mask_d[None, :], h - mean[:, None], 0.0)
@@ -20,7 +20,7 @@ def _normed(h, offs_d, mask_d, weight_ptr, bias_ptr, D, eps, GELU: tl.constexpr)
     bias = tl.load(bias_ptr + offs_d, mask=mask_d, other=0.0).to(tl.float32)
     y = centred * scale[:, None] * weight[None, :] + bias[None, :]
     if GELU:
-        y = gelu(y)
+        y = gelu(y, SHORT)
     return y
 
 
@@ -36,7 +36,7 @@ def _norm_act(
     mask_d = offs_d < D
     mask = (offs_r < R)[:, None] & mask_d[None, :]
     h = tl.load(x_ptr + offs_r[:, None] * stride_xr + offs_d[None, :], mask=mask, other=0.0).to(tl.float32)
-    y = _normed(h, offs_d, mask_d, weight_ptr, bias_ptr, D, eps, GELU)
+    y = _normed(h, offs_d, mask_d, weight_ptr, bias_ptr, D, eps, GELU, y_ptr.dtype.element_ty != tl.float32)
     tl.store(y_ptr + offs_r[:, None] * D + offs_d[None, :], y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
@@ -62,7 +62,7 @@ def _conv_norm_act(
     h = tl.dot(x, tl.trans(w), input_precision="ieee")
     if HAS_BIAS:
         h += tl.load(bias_ptr + offs_d, mask=mask_d, other=0.0).to(tl.float32)[None, :]
-    y = _normed(h, offs_d, mask_d, norm_ptr, norm_bias_ptr, D, eps, GELU)
+    y = _normed(h, offs_d, mask_d, norm_ptr, norm_bias_ptr, D, eps, GELU, y_ptr.dtype.element_ty != tl.float32)
     mask = mask_r[:, None] & mask_d[None, :]
     tl.store(y_ptr + offs_r.to(tl.int64)[:, None] * D + offs_d[None, :], y.to(y_ptr.dtype.element_ty), mask=mask)
 

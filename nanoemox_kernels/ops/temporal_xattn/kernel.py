@@ -53,7 +53,7 @@ def _rows_linear(
     place = (offs_r[:, None] * E + e) * N + offs_n[None, :]
     mask = mask_r[:, None] & mask_n[None, :]
     if GELU:
-        acc = gelu(acc)
+        acc = gelu(acc, out_ptr.dtype.element_ty != tl.float32)
     if HAS_RESIDUAL:
         acc += tl.load(residual_ptr + place, mask=mask, other=0.0)
     tl.store(out_ptr + place, acc.to(out_ptr.dtype.element_ty), mask=mask)

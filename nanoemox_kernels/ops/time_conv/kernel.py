@@ -43,7 +43,7 @@ def _time_conv(
     if HAS_BIAS:
         acc += tl.load(bias_ptr + group * N + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
     if GELU:
-        acc = gelu(acc)
+        acc = gelu(acc, out_ptr.dtype.element_ty != tl.float32)
     place = out_ptr + offs_r.to(tl.int64)[:, None] * OUT + group * N + offs_n[None, :]
     tl.store(place, acc.to(out_ptr.dtype.element_ty), mask=mask_r[:, None] & mask_n[None, :])
 

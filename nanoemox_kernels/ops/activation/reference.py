@@ -1,9 +1,14 @@
-"""quick_gelu_, in plain PyTorch: the definition that every other implementation is tested against."""
+"""gelu_ and quick_gelu_, in plain PyTorch: the definitions that every other implementation is tested against."""
 
 import torch
 from torch import Tensor
 
 FACTOR = 1.702
+
+
+def gelu_(x: Tensor) -> None:
+    """x becomes x Phi(x), Phi being the normal distribution."""
+    torch.ops.aten.gelu_(x)
 
 
 def quick_gelu_(x: Tensor) -> None:

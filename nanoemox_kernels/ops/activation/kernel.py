@@ -1,0 +1,27 @@
+"""Triton kernel of gelu_ and quick_gelu_."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..._tuning import on_device_of, tuned
+from .._dot import gelu
+
+
+@triton.jit
+def _activation(x_ptr, COUNT, QUICK: tl.constexpr, BLOCK: tl.constexpr):
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = place < COUNT
+    x = tl.load(x_ptr + place, mask=mask, other=0.0).to(tl.float32)
+    y = x * tl.sigmoid(1.702 * x) if QUICK else gelu(x, x_ptr.dtype.element_ty != tl.float32)
+    tl.store(x_ptr + place, y.to(x_ptr.dtype.element_ty), mask=mask)
+
+
+def activation_inplace(x: Tensor, quick: bool) -> None:
+    if x.numel() == 0:
+        return
+    work, settings = x.contiguous(), tuned("activation")
+    with on_device_of(x):
+        _activation[(triton.cdiv(x.numel(), settings["BLOCK"]),)](work, x.numel(), QUICK=quick, **settings)
+    if work is not x:
+        x.copy_(work)

@@ -1,0 +1,59 @@
+"""Schemas and dispatch of gelu_ and quick_gelu_. They write into their argument: inference only."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..._library import KERNEL_DTYPES, register
+from . import reference
+
+
+def _cuda(x: Tensor, quick: bool) -> None:
+    if x.dtype not in KERNEL_DTYPES:
+        return (reference.quick_gelu_ if quick else reference.gelu_)(x)
+    from .kernel import activation_inplace  # Triton comes in here and nowhere else
+
+    activation_inplace(x, quick)
+
+
+def _register(name: str, definition: Callable[[Tensor], None], quick: bool) -> Callable[..., Any]:
+    cuda = partial(_cuda, quick=quick)
+    return register(f"{name}(Tensor(a!) x) -> ()", reference=definition, fake=lambda x: None, cuda=cuda)
+
+
+_gelu = _register("gelu_", reference.gelu_, False)
+_quick = _register("quick_gelu_", reference.quick_gelu_, True)
+
+
+def gelu_(x: Tensor) -> Tensor:
+    """GELU in its erf form, in place and in one pass (architecture sections 3 and 7).
+
+    Args:
+        x: any shape and float dtype, overwritten and returned.
+
+    Raises:
+        RuntimeError: an input that requires grad.
+    """
+    return _in_place(_gelu, "gelu_", x)
+
+
+def quick_gelu_(x: Tensor) -> Tensor:
+    """x sigmoid(1.702 x), CLIP's activation, in place and in one pass (architecture section 2).
+
+    Args:
+        x: any shape and float dtype, overwritten and returned.
+
+    Raises:
+        RuntimeError: an input that requires grad.
+    """
+    return _in_place(_quick, "quick_gelu_", x)
+
+
+def _in_place(op: Callable[..., Any], name: str, x: Tensor) -> Tensor:
+    if torch.is_grad_enabled() and x.requires_grad:
+        raise RuntimeError(f"{name} writes into its argument and has no gradient: inference only")
+    op(x)
+    return x
