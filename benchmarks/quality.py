@@ -24,10 +24,24 @@ from nanoemox.generate import Request, StopRule, generate
 from nanoemox.tasks import TASKS
 
 PROMPTS = (
-    "The doctor looked at the letter and", "Once upon a time, in a small village,", "To make good bread you need",
-    "She was sad because her friend", "The capital of France is", "In physics, energy is", "He smiled and said that",
-    "My favourite thing about winter is", "The train was late, so", "When you feel angry, it helps to",
-)  # fmt: skip
+    """
+The doctor looked at the letter and|Once upon a time, in a small village,|To make good bread you need
+She was sad because her friend|The capital of France is|In physics, energy is|He smiled and said that
+My favourite thing about winter is|The train was late, so|When you feel angry, it helps to
+I woke up early this morning and|The scientist explained that the|After the war, the country|My brother never
+It is important to remember that|The recipe calls for|On the first day of school,|The dog ran across the
+Scientists have discovered a new|The best way to learn a language is|In the year 1969,|She opened the door and saw
+The company announced that it|A good friend is someone who|The weather today is|When I was a child, I
+The president said on Monday that|Plants need sunlight because|The old man sat by the|To solve this equation, we first
+Music has the power to|He was angry about the|The city of London|Water boils at|I am so proud of my
+The movie was a disappointment because|Every night before bed,|The teacher asked the class to|Trees are important for
+The baby started crying when|Computers work by|She felt lonely after|The football match ended|Many people believe that
+His voice trembled as he|The ocean covers|We laughed until|The history of Rome|The girl smiled because
+If you want to stay healthy, you should
+""".strip()
+    .replace("\n", "|")
+    .split("|")
+)
 
 
 def smollm(folder: Path) -> Path:
@@ -71,7 +85,7 @@ def from_folder(folder: Path, **form: Any) -> Model:
     if language.tokenizer is not None:
         ids = [language.tokenizer.encode(text, add_special_tokens=False).ids for text in PROMPTS]
     else:
-        ids = [[(37 * i + 11 * j) % language.config.vocab_size for j in range(12)] for i in range(10)]
+        ids = [[(37 * i + 11 * j) % language.config.vocab_size for j in range(12)] for i in range(50)]
     return Model(language.model, [language.model.embed(torch.tensor(row)) for row in ids])
 
 
@@ -125,7 +139,7 @@ def compare(name: str, make: Callable[..., Model], tokens: int) -> Iterator[dict
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path)
-    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--results", help="write the rows to this JSON file")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

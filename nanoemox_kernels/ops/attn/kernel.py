@@ -35,38 +35,53 @@ def _more(q, keys, values, stride_kt, stride_vt, offs_t, offs_d, T, D, scale, to
     return peak, total * fade + tl.sum(weights, axis=1), acc
 
 
+@triton.jit
+def _tile(
+    out, queries, keys, values, first, M, T, scale, stride_om, stride_qm, stride_kt, stride_vt, offs_d,
+    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, REST: tl.constexpr,
+):  # fmt: skip
+    """Some queries of an item and head, `first` and on."""
+    offs_m = first + tl.arange(0, BLOCK_M)
+    there = (offs_m < M)[:, None] & (offs_d < D)[None, :]
+    q = tl.load(queries + offs_m.to(tl.int64)[:, None] * stride_qm + offs_d[None, :], mask=there, other=0.0)
+    top = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
+    total = tl.zeros([BLOCK_M], dtype=tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
+    whole = T // BLOCK_N * BLOCK_N
+    for start in range(0, whole, BLOCK_N):
+        top, total, acc = _more(q, keys, values, stride_kt, stride_vt, start + tl.arange(0, BLOCK_N), offs_d, T, D,
+                                scale, top, total, acc, MASKED=False, EVEN=D == BLOCK_D)  # fmt: skip
+    if REST > 0:
+        top, total, acc = _more(q, keys, values, stride_kt, stride_vt, whole + tl.arange(0, REST), offs_d, T, D,
+                                scale, top, total, acc, MASKED=True, EVEN=False)  # fmt: skip
+    to = out + offs_m.to(tl.int64)[:, None] * stride_om + offs_d[None, :]
+    tl.store(to, (acc / total[:, None]).to(out.dtype.element_ty), mask=there)
+
+
 @triton.jit(do_not_specialize=["M", "T"])  # they vary with the clip
 def _attn(
     out_ptr, q_ptr, k_ptr, v_ptr,
     M, T, scale,
     stride_qn, stride_qh, stride_qm, stride_kn, stride_kh, stride_kt, stride_vn, stride_vh, stride_vt,
     HEADS: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    REST: tl.constexpr,
+    LAST: tl.constexpr, REST: tl.constexpr,
 ):
     """Exponentials are base 2: `scale` has a factor of log2 e. Tiles of one item and head are neighbours.
 
-    REST: size of the block for the keys behind the last whole one; CLIP has 257.
+    LAST, REST: sizes of the blocks for the queries and keys behind the last whole ones; CLIP has 257.
     """
     tiles = tl.cdiv(M, BLOCK_M)
     tile, place = tl.program_id(0) % tiles, tl.program_id(0) // tiles
     item, head = (place // HEADS).to(tl.int64), (place % HEADS).to(tl.int64)
-    offs_m, offs_d = tile * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
-    there = (offs_m < M)[:, None] & (offs_d < D)[None, :]
-    rows = q_ptr + item * stride_qn + head * stride_qh + offs_m.to(tl.int64)[:, None] * stride_qm
-    q = tl.load(rows + offs_d[None, :], mask=there, other=0.0)
+    offs_d = tl.arange(0, BLOCK_D)
+    out, queries = out_ptr + item * M * (HEADS * D) + head * D, q_ptr + item * stride_qn + head * stride_qh
     keys, values = k_ptr + item * stride_kn + head * stride_kh, v_ptr + item * stride_vn + head * stride_vh
-    top = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
-    total = tl.zeros([BLOCK_M], dtype=tl.float32)
-    acc = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
-    whole = T // BLOCK_N * BLOCK_N
-    for first in range(0, whole, BLOCK_N):
-        top, total, acc = _more(q, keys, values, stride_kt, stride_vt, first + tl.arange(0, BLOCK_N), offs_d, T, D,
-                                scale, top, total, acc, MASKED=False, EVEN=D == BLOCK_D)  # fmt: skip
-    if REST > 0:
-        top, total, acc = _more(q, keys, values, stride_kt, stride_vt, whole + tl.arange(0, REST), offs_d, T, D,
-                                scale, top, total, acc, MASKED=True, EVEN=False)  # fmt: skip
-    to = out_ptr + (item * M + offs_m[:, None]) * (HEADS * D) + head * D + offs_d[None, :]
-    tl.store(to, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=there)
+    if LAST == BLOCK_M or tile * BLOCK_M + BLOCK_M <= M:
+        _tile(out, queries, keys, values, tile * BLOCK_M, M, T, scale, HEADS * D, stride_qm, stride_kt, stride_vt,
+              offs_d, D, BLOCK_M, BLOCK_N, BLOCK_D, REST)  # fmt: skip
+    else:
+        _tile(out, queries, keys, values, tile * BLOCK_M, M, T, scale, HEADS * D, stride_qm, stride_kt, stride_vt,
+              offs_d, D, LAST, BLOCK_N, BLOCK_D, REST)  # fmt: skip
 
 
 def attn_fwd(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -78,11 +93,12 @@ def attn_fwd(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k, v = (t if t.stride(3) == 1 else t.contiguous() for t in (q, k, v))
     for name, rows in (("BLOCK_M", M), ("BLOCK_N", T)):
         use[name] = min(use[name], block(rows))
-    rest = T % use["BLOCK_N"]
+    last, rest = M % use["BLOCK_M"], T % use["BLOCK_N"]
     with on_device_of(out):
         _attn[(n * H * triton.cdiv(M, use["BLOCK_M"]),)](
             out, q, k, v, M, T, d**-0.5 * math.log2(math.e), *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-            HEADS=H, D=d, BLOCK_D=block(d), REST=block(rest) if rest else 0, **use,
+            HEADS=H, D=d, BLOCK_D=block(d), LAST=block(last) if last else use["BLOCK_M"],
+            REST=block(rest) if rest else 0, **use,
         )
     return out
 
