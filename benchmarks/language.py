@@ -66,8 +66,9 @@ def token_bytes(config: LanguageConfig, form: str) -> float:
     blocks = c.layers * c.hidden_size * (2 * c.heads * c.head_dim + 3 * c.mlp_size)
     keys_and_values = 2 * c.layers * c.hidden_size * c.kv_heads * c.head_dim
     head = c.vocab_size * c.hidden_size
-    size = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5625}[form]
-    return blocks * size + keys_and_values * max(size, 2.0) + head * max(size, 1.0)
+    int8 = 1 + 2 / 64  # a bf16 scale for 64 columns
+    size = {"fp32": 4.0, "bf16": 2.0, "int8": int8, "int4": 0.5 + 2 / 32}[form]
+    return blocks * size + keys_and_values * max(size, 2.0) + head * max(size, int8)
 
 
 class Runner:

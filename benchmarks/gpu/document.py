@@ -1,6 +1,6 @@
-"""`python benchmarks/gpu/document.py RESULTS.json [ENCODERS.json]`: docs/benchmarks-gpu.md, out of gpu_check's files.
+"""`python benchmarks/gpu/document.py RESULTS.json [LATER.json]`: docs/benchmarks-gpu.md, out of gpu_check's files.
 
-The second is of a later run with `--only encoders`.
+The second is of a later run, whole or with `--only encoders`: what it measured again stands in sections of its own.
 """
 
 import json
@@ -15,23 +15,40 @@ def lines(found: dict[str, Any], later: dict[str, Any] | None = None) -> Iterato
     yield f"# Measured on {source['machine']}\n"
     yield "These are not RTX 4090 numbers.\n"
     yield f"{_origin(found)} Made by `benchmarks/gpu/document.py`.\n"
+    yield from _checks(rows)
+    yield "## Ops: device us with a cold L2 (call us)\n"
+    yield from _ops(rows)
+    yield "\n## Encoders: ms (times the floor)\n"
+    yield from _encoders(rows)
+    if later is not None:
+        yield f"\n## Measured again\n\n{_origin(later)} {later.get('note', '')}".rstrip() + "\n"
+        yield from _checks(later["rows"])
+        if any(row["step"] == "op" for row in later["rows"]):
+            yield from _ops(later["rows"])
+            yield ""
+        yield from _encoders(later["rows"])
+
+
+def _checks(rows: list[dict[str, Any]]) -> Iterator[str]:
     judged = [row for row in rows if "ok" in row]
-    yield f"Checks: {sum(row['ok'] for row in judged)} of {len(judged)} passed.\n"
+    if judged:
+        yield f"Checks: {sum(row['ok'] for row in judged)} of {len(judged)} passed.\n"
     for row in judged:
         if not row["ok"]:
             failed = [line for line in row.get("output", "").splitlines() if line.startswith("FAILED")]
             yield f"- failed: {row['step']} {row['name']} {'; '.join(failed)[:300]}\n"
-    yield "## Ops: device us with a cold L2 (call us)\n"
-    yield "| op | batch | floor | ours | eager | compiled | folded, compiled |"
-    yield "|---|---|---|---|---|---|---|"
-    for row in (row for row in rows if row["step"] == "op"):
-        cells = [_cell(row, name) for name in ("ours", "eager", "compiled", "compiled folded")]
-        yield f"| {row['name']} | {row['batch']} | {row['floor_us']:.1f} | {' | '.join(cells)} |"
-    yield "\n## Encoders: ms (times the floor)\n"
-    yield from _encoders(rows)
-    if later is not None:
-        yield f"\n## Encoders, measured again\n\n{_origin(later)} {later.get('note', '')}".rstrip() + "\n"
-        yield from _encoders(later["rows"])
+
+
+def _ops(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Columns that nothing was measured for are left out."""
+    ops = [row for row in rows if row["step"] == "op"]
+    names = {"ours": "ours", "eager": "eager", "compiled": "compiled", "compiled folded": "folded, compiled"}
+    held = [name for name in names if any(name in row["device_us"] for row in ops)]
+    yield f"| op | batch | floor | {' | '.join(names[name] for name in held)} |"
+    yield "|---|---|---|" + "---|" * len(held)
+    for row in ops:
+        cells = " | ".join(_cell(row, name) for name in held)
+        yield f"| {row['name']} | {row['batch']} | {row['floor_us']:.1f} | {cells} |"
 
 
 def _origin(found: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Softmax attention, and a way to work on a few items at a time."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -9,7 +10,7 @@ from nanoemox_kernels.attention import attention, serves
 from .linear import has_fused_ops
 
 _TEMPORARIES = 10 << 20  # bytes; about what a CPU's cache holds. Other devices are filled by whole batches
-_SHORT = 512  # keys up to which `attn` was timed against PyTorch's on a GPU, 99 and 257; longer ones were not
+_SHORT = 512  # keys up to which `attn` beats PyTorch's on a GPU in 16 bits: it does with 99 and 257, not with 577
 _HEAD = 128  # numbers of a head that it holds on chip
 
 
@@ -29,7 +30,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
     Returns:
         [n,M,H*d].
     """
-    if bias is None and has_fused_ops(q) and k.shape[2] <= _SHORT and q.shape[3] <= _HEAD:
+    short = k.shape[2] <= _SHORT and q.shape[3] <= _HEAD and q.dtype != torch.float32
+    if bias is None and short and has_fused_ops(q):
         return attn(q, k, v)
     if serves(q, k, v, bias):
         return attention(q, k, v, bias).transpose(1, 2).flatten(2)

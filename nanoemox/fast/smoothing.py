@@ -45,14 +45,14 @@ def scaled(layers: Sequence[Smoothed], name: str, tensor: Tensor) -> Tensor:
 class Smoothing:
     """Random tokens on their way through the layers of Hugging Face's qwen2 or llama model."""
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __init__(self, base: Any):
         config, model = base.config, base.model
         random, length = torch.Generator().manual_seed(0), min(_TOKENS, config.max_position_embeddings)
         self._hidden = model.embed_tokens(torch.randint(config.vocab_size, (1, length), generator=random))
         self._angles = model.rotary_emb(self._hidden, torch.arange(length)[None])
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def next(self, layer: Any) -> Smoothed:
         """The factors of the next layer, which holds its weights and adapters still; the tokens pass through it."""
         attention, mlp = layer.self_attn, layer.mlp

@@ -5,7 +5,6 @@ import torch
 
 import nanoemox
 from nanoemox_kernels.ops.activation import op as activation
-from nanoemox_kernels.ops.attn import op as attn
 from nanoemox_kernels.ops.norm_act import op as norm_act
 from nanoemox_kernels.ops.time_conv import op as time_conv
 from nanoemox_kernels.ops.window_attn import op as window_attn
@@ -18,13 +17,12 @@ INPUTS = {
 
 NORM = (norm_act, "_norm", "_norm_cuda")
 OPS = {
-    "vision": [(activation, "_quick", "_cuda"), (attn, "_op", "_cuda")],
+    "vision": [(activation, "_quick", "_cuda")],
     "face": [(window_attn, "_op", "_cuda"), (time_conv, "_op", "_cuda"), NORM],
     "audio": [
         (activation, "_gelu", "_cuda"),
         (time_conv, "_op", "_cuda"),
         (norm_act, "_conv", "_conv_cuda"),
-        (attn, "_op", "_cuda"),
         NORM,
     ],
 }

@@ -80,13 +80,16 @@ def fusion_weights(dtype, E, Da, Dv, H, W):
 )  # fmt: skip
 def test_expert_fusion(level, dtype, shape):
     B, Ta, Tv, E, Da, Dv, H, heads, W = shape
-    weights = fusion_weights(dtype, E, Da, Dv, H, W)
-    audio, vision = random((B, Ta, E * Da), dtype, "cpu"), random((B, Tv, E * Dv), dtype, "cpu")
-    low = fusion_reference.expert_fusion_folded(audio, vision, weights, heads)
-    exact = fusion_reference.expert_fusion_folded(
-        audio.double(), vision.double(), nk.FoldedExpertFusion(*double(weights)), heads
-    )
-    compare(nk.expert_fusion(audio, vision, weights, heads=heads, need_attention=True), low, exact)
+    draws = []
+    for _ in range(4):  # of a few gates alone PyTorch's own error may be next to nothing by chance
+        weights = fusion_weights(dtype, E, Da, Dv, H, W)
+        audio, vision = random((B, Ta, E * Da), dtype, "cpu"), random((B, Tv, E * Dv), dtype, "cpu")
+        low = fusion_reference.expert_fusion_folded(audio, vision, weights, heads)
+        exact = fusion_reference.expert_fusion_folded(
+            audio.double(), vision.double(), nk.FoldedExpertFusion(*double(weights)), heads
+        )
+        draws.append((nk.expert_fusion(audio, vision, weights, heads=heads, need_attention=True), low, exact))
+    compare(*([torch.stack(part) for part in zip(*outs, strict=True)] for outs in zip(*draws, strict=True)))
 
 
 @pytest.mark.parametrize(
