@@ -7,6 +7,7 @@ import torch
 import transformers
 
 from nanoemox_kernels import probe
+from nanoemox_kernels.matrix import BLOCK
 
 from . import __version__
 from .bundle import CONFIG, build_empty, index, sha256, shapes
@@ -87,10 +88,11 @@ def _precision(quantize: str | None, dtype: torch.dtype) -> dict[str, str]:
 def _decode(config: NanoEmoXConfig, held: dict[str, int], quantize: str | None) -> dict[str, float]:
     """The least that a token must read, and how many a second that allows at the bandwidth measured now."""
     c = config.language
-    head = c.vocab_size * c.hidden_size if quantize else next(v for k, v in held.items() if "embed_tokens" in k)
+    numbers = c.vocab_size * c.hidden_size
+    head = numbers + 2 * numbers // BLOCK if quantize else next(v for k, v in held.items() if "embed_tokens" in k)
     matrices = sum(amount for name, amount in held.items() if ".layers." in name and name.startswith("llama_model"))
     bandwidth = probe.read_bandwidth()
-    total = matrices + head + (4 * c.vocab_size if quantize else 0)
+    total = matrices + head
     return {
         "bytes_a_token": total,
         "read_gigabytes_a_second": round(bandwidth / 1e9, 1),
