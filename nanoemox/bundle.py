@@ -139,7 +139,10 @@ def fill(model: nn.Module, config: NanoEmoXConfig, folder: Path, device: torch.d
         )
     entries = index(files)
     wanted = layout(shapes(model, config), config.quantize)
-    audit({name: entry.shape for name, entry in entries.items()}, {n: p.shape for n, p in wanted.items()}, str(folder))
+    form = config.quantize
+    way_out = "" if form == "none" else f"an {form} bundle of another version is made again from its weights"
+    found = {name: entry.shape for name, entry in entries.items()}
+    audit(found, {name: part.shape for name, part in wanted.items()}, str(folder), way_out)
     if bad := [name for name, entry in entries.items() if not _fits(entry, wanted[name])]:
         raise CheckpointError(f"{folder}: not float32, float16 or bfloat16: {listing(*bad)}")
     read_into(model, {target.name: target.parts for target in targets(model, config)}, entries, device, dtype)

@@ -116,19 +116,16 @@ class NanoEmoX(nn.Module):
     def encode_streams(self, frames: Tensor | None, audio: Tensor | None) -> Encoded:
         """frames [B,T,3,H,W] in 0..255 and audio [B,T,samples] at 16 kHz, either may be None."""
         out = Encoded()
-        looked, seen, shown, heard, fused = ([] for _ in range(5))  # jobs
-        if frames is not None:
-            looked, seen = [partial(self._look, frames, out)], [partial(self._watch, frames, out)]
-            shown = [partial(self._show, out)]
-        if audio is not None:
-            heard = [partial(self._listen, audio, out)]
-            fused = [partial(self._fuse, out)] if seen else []
 
         def watch_and_listen() -> None:
+            seen = [] if frames is None else [partial(self._watch, frames, out)]
+            heard = [] if audio is None else [partial(self._listen, audio, out)]
             self._run([*seen, *heard])
-            self._run([*shown, *fused])
+            shown = [partial(self._show, out)] if seen else []
+            self._run([*shown, partial(self._fuse, out)] if seen and heard else shown)
 
-        self._run([*looked, watch_and_listen])
+        looked = [] if frames is None else [partial(self._look, frames, out)]
+        self._run([*looked, watch_and_listen])  # the last, for it runs jobs of its own
         return out
 
     def _watch(self, frames: Tensor, out: Encoded) -> None:
@@ -150,7 +147,7 @@ class NanoEmoX(nn.Module):
         out.fusion, out.gates = self.fusion(read["audio"], read["audio_taps"], read["visual"], read["visual_taps"])
 
     def _run(self, jobs: Sequence[Callable[[], None]]) -> None:
-        """Jobs that do not wait for each other."""
+        """Jobs that do not wait for each other; any but the first may run jobs of its own."""
         for job in jobs:
             job()
 

@@ -53,6 +53,8 @@ class _Found(ctypes.Structure):
 
 def _open() -> tuple[Any, str]:
     """(the library or None, why not)."""
+    if os.environ.get("NANOEMOX_KERNELS") == "reference":
+        return None, "NANOEMOX_KERNELS=reference"
     if torch.version.cuda is None:
         return None, "PyTorch was built without CUDA"
     if not sys.platform.startswith("linux"):
@@ -99,6 +101,8 @@ def serves(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     tensors = (x, weight) if bias is None else (x, weight, bias)
     shapes = x.ndim > 0 and weight.ndim == 2 and x.shape[-1] == weight.shape[1] and min(weight.shape) > 0
     if not shapes or _library is None or x.device.type != "cuda" or x.dtype not in _TYPES:
+        return False
+    if torch.cuda.get_device_capability(x.device) < (8, 0):  # no bf16 there, and none of its algorithms
         return False
     if any(size % 8 for size in weight.shape) or (bias is not None and bias.shape != weight.shape[:1]):
         return False

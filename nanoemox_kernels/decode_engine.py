@@ -212,6 +212,8 @@ def _check(
     named = [(f"layer {i} {name}", matrix, wanted[name]) for i, layer in enumerate(layers)
              for name, matrix in zip(EngineLayer._fields[:7], layer[:7], strict=True)]  # fmt: skip
     for name, matrix, (rows, columns) in [*named, ("head", head, wanted["head"])]:
+        if matrix.precision == "int8_rows":
+            raise ValueError(f"{name}: the engine takes int8, not int8_rows")
         data = (rows, columns // 2) if matrix.precision == "int4" else (rows, columns)
         if tuple(matrix.data.shape) != data or not matrix.data.is_contiguous():
             raise ValueError(

@@ -234,12 +234,16 @@ def test_what_is_refused():
     held.close()
     with pytest.raises(RuntimeError, match="closed"):
         held.step([1], [4])
-    layer = language.layers[0]
-    with pytest.raises(ValueError, match=r"layer 0 q: want a contiguous fp32 \[256, 256\], got \[3, 3\]"):
-        engine.DecodeEngine(
-            [layer._replace(q=matrix.Matrix(torch.zeros(3, 3)))], language.norm, language.head, language.embedding,
-            *language.rotary(8), engine.EngineShape(256, 320, 4, 4, 64, 100, 1e-6, capacity=8),
-        )  # fmt: skip
+    layer, rows = language.layers[0], matrix.quantize_int8_rows(torch.randn(256, 256))
+    for wrong, why in (
+        (layer._replace(q=matrix.Matrix(torch.zeros(3, 3))), r"q: want a contiguous fp32 \[256, 256\], got \[3, 3\]"),
+        (engine.EngineLayer._make([rows] * 7 + [*layer[7:]]), "q: the engine takes int8, not int8_rows"),
+    ):
+        with pytest.raises(ValueError, match=f"layer 0 {why}"):
+            engine.DecodeEngine(
+                [wrong], language.norm, language.head, language.embedding, *language.rotary(8),
+                engine.EngineShape(256, 320, 4, 4, 64, 100, 1e-6, capacity=8),
+            )  # fmt: skip
 
 
 @torch.inference_mode()

@@ -123,6 +123,10 @@ def test_a_quantised_bundle_is_audited(tmp_path):
     save_file({n: t for n, t in held.items() if n != name}, tmp_path / "a" / WEIGHTS)
     with pytest.raises(CheckpointError, match=f"missing: {name}"):
         nanoemox.load(tmp_path / "a")
+    name = next(name for name in held if name.endswith("q_proj.weight.scales") and name.startswith("llama"))
+    save_file(held | {name: held[name][:, 0].float()}, tmp_path / "a" / WEIGHTS)  # a scale a row, as it once was
+    with pytest.raises(CheckpointError, match=r"misshapen: .*is made again from its weights"):
+        nanoemox.load(tmp_path / "a")
 
 
 def test_features_of_int8_encoders_stay_close():

@@ -5,6 +5,7 @@ which and why, from the configuration alone.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -34,7 +35,7 @@ __all__ = ["FastNanoEmoX", "accelerate", "accelerate_language", "why_no_engine",
 
 _Stamp = list[tuple[str, int, int]]
 # Parts of a GPU's multiprocessors for the products of a few clips: without them each takes the whole GPU, and branches
-# wait for each other; more clips fill it by themselves. What is best was measured (docs/benchmarks-gpu.md).
+# wait for each other; more clips fill it by themselves. Measured: benchmarks/results/NVIDIA-H100-...-trials-2026-11-26.
 _FEW, _WATCH, _LOOK, _LISTEN = 2, 0.75, 0.4, 0.5
 
 
@@ -68,15 +69,15 @@ class FastNanoEmoX(Replayed, NanoEmoX):
         side_by_side(jobs)
 
     def _watch(self, frames: Tensor, out: Encoded) -> None:
-        with share(_WATCH if len(frames) <= _FEW else 0):
+        with _share(_WATCH, frames):
             super()._watch(frames, out)
 
     def _look(self, frames: Tensor, out: Encoded) -> None:
-        with share(_LOOK if len(frames) <= _FEW else 0):
+        with _share(_LOOK, frames):
             super()._look(frames, out)
 
     def _listen(self, audio: Tensor, out: Encoded) -> None:
-        with share(_LISTEN if len(audio) <= _FEW else 0):
+        with _share(_LISTEN, audio):
             super()._listen(audio, out)
 
     def save(self, folder: str | Path) -> None:
@@ -102,6 +103,10 @@ class FastNanoEmoX(Replayed, NanoEmoX):
             reference.config = replace(self.config, lora=None)
         save_bundle(reference, folder, self.quantize, partial(scaled, getattr(self.language, "smoothed", ())))
         self._stamp = _stamp(self.source)
+
+
+def _share(part: float, clips: Tensor) -> AbstractContextManager[None]:
+    return share(part if len(clips) <= _FEW else 0)
 
 
 def _stamp(folder: Path | None) -> _Stamp:

@@ -258,11 +258,11 @@ def engine_language(base: Any, quantize: str | None = None) -> EngineLanguage:
             let_go(weight)
         return matrix
 
-    layers, factors = [], []
+    layers = []
     rounds = quantize is not None and not any(hasattr(part, "scales") for part in base.model.layers.modules())
     smoothing = Smoothing(base) if rounds else None
     for layer in base.model.layers:
-        factors.append(smoothed := Smoothed({}, {}) if smoothing is None else smoothing.next(layer))
+        smoothed = Smoothed({}, {}) if smoothing is None else smoothing.next(layer)
         attention, mlp = layer.self_attn, layer.mlp
         parts = {name: getattr(attention, f"{name}_proj") for name in "qkvo"}
         parts |= {name: getattr(mlp, f"{name}_proj") for name in ("gate", "up", "down")}
@@ -289,7 +289,8 @@ def engine_language(base: Any, quantize: str | None = None) -> EngineLanguage:
 
     if quantize is None:
         return EngineLanguage(shape, layers, norm, Matrix(head), embedding, rotary)
-    return EngineLanguage(shape, layers, norm, quantize_int8(head), embedding, rotary, head, factors if rounds else [])
+    kept = [] if smoothing is None else smoothing.layers
+    return EngineLanguage(shape, layers, norm, quantize_int8(head), embedding, rotary, head, kept)
 
 
 def attention_sizes(config: Any) -> tuple[int, int, int]:

@@ -43,7 +43,7 @@ def scaled(layers: Sequence[Smoothed], name: str, tensor: Tensor) -> Tensor:
 
 
 class Smoothing:
-    """Random tokens on their way through the layers of Hugging Face's qwen2 or llama model."""
+    """Random tokens on their way through Hugging Face's qwen2 or llama model; `layers`: what they have found so far."""
 
     @torch.no_grad()
     def __init__(self, base: Any):
@@ -51,6 +51,7 @@ class Smoothing:
         random, length = torch.Generator().manual_seed(0), min(_TOKENS, config.max_position_embeddings)
         self._hidden = model.embed_tokens(torch.randint(config.vocab_size, (1, length), generator=random))
         self._angles = model.rotary_emb(self._hidden, torch.arange(length)[None])
+        self.layers: list[Smoothed] = []
 
     @torch.no_grad()
     def next(self, layer: Any) -> Smoothed:
@@ -66,7 +67,9 @@ class Smoothing:
         columns = dict.fromkeys("qkv", before) | dict.fromkeys(("gate", "up"), after)
         columns |= {"o": mixed.expand_as(grouped).flatten(), "down": inner}
         rows = {"v": 1 / mixed.flatten(), "up": 1 / inner}
-        return Smoothed(rows | {"input_layernorm": 1 / before, "post_attention_layernorm": 1 / after}, columns)
+        rows |= {"input_layernorm": 1 / before, "post_attention_layernorm": 1 / after}
+        self.layers.append(Smoothed(rows, columns))
+        return self.layers[-1]
 
 
 def _factors(sizes: Tensor) -> Tensor:
