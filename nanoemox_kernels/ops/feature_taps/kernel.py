@@ -11,10 +11,10 @@ from ..._tuning import on_device_of, rows_at_once, tuned
 @triton.jit(do_not_specialize=["R", "N"])  # they vary with the batch and the clip
 def _residual_norm(
     y_ptr, hidden_ptr, update_ptr, weight_ptr, bias_ptr, tap_ptr, tap_weight,
-    R, N, D, eps,
+    R, N, eps,
     stride_hr, stride_hn, stride_ur, stride_un, stride_tr, stride_td,
-    HAS_UPDATE: tl.constexpr, HAS_NORM: tl.constexpr, HAS_BIAS: tl.constexpr, TAP: tl.constexpr, BLOCK_R: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    D: tl.constexpr, HAS_UPDATE: tl.constexpr, HAS_NORM: tl.constexpr, HAS_BIAS: tl.constexpr, TAP: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):
     """Some of R = items * N rows: h += update, y = LayerNorm(h). The variance is a second pass over registers.
 
@@ -75,12 +75,13 @@ def _tap_pool(
     offs_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     mask_d = offs_d < D
     row = hidden_ptr + r * stride_hr + offs_d.to(tl.int64) * stride_hd
+    place = out_ptr + r * stride_or + offs_d.to(tl.int64) * stride_od
+    before = tl.load(place, mask=mask_d, other=0.0)  # on its way while the rows come in
     if MEAN:
         value = _sum_of_rows(row, 0, N, stride_hn, mask_d, BLOCK_N, BLOCK_D) / count
     else:
         value = tl.load(row, mask=mask_d, other=0.0).to(tl.float32)
-    place = out_ptr + r * stride_or + offs_d.to(tl.int64) * stride_od
-    tl.store(place, tl.load(place, mask=mask_d, other=0.0) + weight * value, mask=mask_d)
+    tl.store(place, before + weight * value, mask=mask_d)
 
 
 @triton.jit
@@ -120,8 +121,8 @@ def residual_norm_fwd(
     with on_device_of(y):
         _residual_norm[(triton.cdiv(R * N, rows),)](
             y, work, work if update is None else update, y if weight is None else weight, y if bias is None else bias,
-            out, share, R * N, N, D, eps, *work.stride()[:2], *(work if update is None else update).stride()[:2],
-            *out.stride()[:2], HAS_UPDATE=update is not None, HAS_NORM=weight is not None,
+            out, share, R * N, N, eps, *work.stride()[:2], *(work if update is None else update).stride()[:2],
+            *out.stride()[:2], D=D, HAS_UPDATE=update is not None, HAS_NORM=weight is not None,
             HAS_BIAS=weight is not None and bias is not None, TAP=0 if tap is None else 1 + of_norm, BLOCK_R=rows,
             BLOCK_D=block, **use,
         )

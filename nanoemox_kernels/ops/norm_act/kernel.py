@@ -11,7 +11,7 @@ from .reference import steps
 
 
 @triton.jit
-def _normed(h, offs_d, mask_d, weight_ptr, bias_ptr, D, eps, GELU: tl.constexpr, SHORT: tl.constexpr):
+def _normed(h, offs_d, mask_d, weight_ptr, bias_ptr, eps, D: tl.constexpr, GELU: tl.constexpr, SHORT: tl.constexpr):
     """[BLOCK_R,BLOCK_D] of fp32, zero past D -> act(LayerNorm). The variance is a second pass over registers."""
     mean = tl.sum(h, axis=1) / D
     centred = tl.where(mask_d[None, :], h - mean[:, None], 0.0)
@@ -27,25 +27,25 @@ def _normed(h, offs_d, mask_d, weight_ptr, bias_ptr, D, eps, GELU: tl.constexpr,
 @triton.jit(do_not_specialize=["R"])
 def _norm_act(
     y_ptr, x_ptr, weight_ptr, bias_ptr,
-    R, D, eps,
+    R, eps,
     stride_xr,
-    GELU: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+    D: tl.constexpr, GELU: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):
     offs_r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     offs_d = tl.arange(0, BLOCK_D)
     mask_d = offs_d < D
     mask = (offs_r < R)[:, None] & mask_d[None, :]
     h = tl.load(x_ptr + offs_r[:, None] * stride_xr + offs_d[None, :], mask=mask, other=0.0).to(tl.float32)
-    y = _normed(h, offs_d, mask_d, weight_ptr, bias_ptr, D, eps, GELU, y_ptr.dtype.element_ty != tl.float32)
+    y = _normed(h, offs_d, mask_d, weight_ptr, bias_ptr, eps, D, GELU, y_ptr.dtype.element_ty != tl.float32)
     tl.store(y_ptr + offs_r[:, None] * D + offs_d[None, :], y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["R", "AFTER"])  # they vary with the batch and the clip
 def _conv_norm_act(
     y_ptr, x_ptr, weight_ptr, bias_ptr, norm_ptr, norm_bias_ptr,
-    R, AFTER, D, eps,
+    R, AFTER, eps,
     stride_xn, stride_xt,
-    KERNEL: tl.constexpr, STRIDE: tl.constexpr, HAS_BIAS: tl.constexpr, GELU: tl.constexpr, BLOCK_R: tl.constexpr,
+    D: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, HAS_BIAS: tl.constexpr, GELU: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
 ):
     """Rows (item, step): their windows of the signal times all D filters, which stay on chip up to the one store."""
@@ -62,7 +62,7 @@ def _conv_norm_act(
     h = tl.dot(x, tl.trans(w), input_precision="ieee")
     if HAS_BIAS:
         h += tl.load(bias_ptr + offs_d, mask=mask_d, other=0.0).to(tl.float32)[None, :]
-    y = _normed(h, offs_d, mask_d, norm_ptr, norm_bias_ptr, D, eps, GELU, y_ptr.dtype.element_ty != tl.float32)
+    y = _normed(h, offs_d, mask_d, norm_ptr, norm_bias_ptr, eps, D, GELU, y_ptr.dtype.element_ty != tl.float32)
     mask = mask_r[:, None] & mask_d[None, :]
     tl.store(y_ptr + offs_r.to(tl.int64)[:, None] * D + offs_d[None, :], y.to(y_ptr.dtype.element_ty), mask=mask)
 
@@ -78,7 +78,7 @@ def norm_act_fwd(x: Tensor, weight: Tensor, bias: Tensor, eps: float, gelu: bool
     BLOCK_R = rows_at_once(use.pop("BLOCK"), block)
     with on_device_of(y):
         _norm_act[(triton.cdiv(len(rows), BLOCK_R),)](
-            y, rows, weight.contiguous(), bias.contiguous(), len(rows), D, eps, rows.stride(0), GELU=gelu,
+            y, rows, weight.contiguous(), bias.contiguous(), len(rows), eps, rows.stride(0), D=D, GELU=gelu,
             BLOCK_R=BLOCK_R, BLOCK_D=block, **use,
         )
     return y
@@ -99,8 +99,8 @@ def conv_norm_act_fwd(
     weight, norm_weight, norm_bias = weight.contiguous(), norm_weight.contiguous(), norm_bias.contiguous()
     with on_device_of(y):
         _conv_norm_act[(triton.cdiv(n * after, BLOCK_R),)](
-            y, x, weight, weight if bias is None else bias.contiguous(), norm_weight, norm_bias, n * after, after, D,
-            eps, *x.stride(), KERNEL=kernel, STRIDE=stride, HAS_BIAS=bias is not None, GELU=gelu, BLOCK_R=BLOCK_R,
+            y, x, weight, weight if bias is None else bias.contiguous(), norm_weight, norm_bias, n * after, after, eps,
+            *x.stride(), D=D, KERNEL=kernel, STRIDE=stride, HAS_BIAS=bias is not None, GELU=gelu, BLOCK_R=BLOCK_R,
             BLOCK_D=block, BLOCK_K=max(triton.next_power_of_2(kernel), 16), **use,
         )
     return y
