@@ -33,7 +33,6 @@ SPACE = {
     "tap_part": {"SPAN": [64, 128, 256], "BLOCK_D": [32, 64], "BLOCK_N": [32, 64, 128], "num_warps": [2, 4, 8]},
     "activation": {"BLOCK": [1024, 2048, 4096, 8192], "num_warps": [2, 4, 8]},
     "attn": {"BLOCK_M": [64, 128], "BLOCK_N": [16, 32, 64, 128], "num_warps": [4, 8], "num_stages": [2, 3, 4]},
-    "attn_few": {"BLOCK_M": [64, 128], "BLOCK_N": [32, 64, 128], "num_warps": [4, 8], "num_stages": [1, 2, 3]},
     "window_attn": {"PROGRAMS": [512, 1024, 2048, 4096], "num_warps": [2, 4], "num_stages": [1, 2, 3]},
     "time_conv": {
         "BLOCK_R": [64, 128], "BLOCK_N": [64], "BLOCK_K": [32, 64], "num_warps": [4, 8], "num_stages": [2, 3, 4],
@@ -126,7 +125,7 @@ def calls(B: int) -> dict[str, list]:
         return nk.time_conv(*ups[i], kernel=1, gelu=True)
 
     return {
-        "attn_few" if B * T <= 16 else "attn": [lambda: run_attn(0), lambda: run_attn(1)],
+        "attn": [lambda: run_attn(0), lambda: run_attn(1)],
         "time_conv_one": [lambda: run_up(0), lambda: run_up(1)], "tap_part": [run_part],
         "activation": [run_quick, run_gelu], "norm_act": [run_act], "conv_norm_act": [run_first],
         "window_attn": [run_windows], "time_conv": [run_positions], "time_conv_wide": [run_front],

@@ -181,8 +181,8 @@ def cases() -> Iterator[Case]:
         yield Case(
             f"attn {name}", _attn,
             dict(out_ptr=BF16, q_ptr=BF16, k_ptr=BF16, v_ptr=BF16, M=rows, T=rows, scale=0.18, **strides, HEADS=h, D=d,
-                 BLOCK_D=d, LAST=block(rows % tuned("attn_few")["BLOCK_M"]),
-                 REST=block(rows % tuned("attn_few")["BLOCK_N"]), **tuned("attn_few")),
+                 BLOCK_D=d, LAST=block(rows % tuned("attn")["BLOCK_M"]),
+                 REST=block(rows % tuned("attn")["BLOCK_N"]), **tuned("attn")),
             2 * 8 * rows * 4 * h * d,
         )  # fmt: skip
     # time_conv: HuBERT's second layer and its positions, and the first half of Swin's MLP; one clip

@@ -4,12 +4,13 @@
 which and why, from the configuration alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ from .weights import Weights, give_back_heap
 __all__ = ["FastNanoEmoX", "accelerate", "accelerate_language", "why_no_engine", "why_not"]
 
 _Stamp = list[tuple[str, int, int]]
+_PARTS = ("vision", "audio", "face", "face_head", "video_branch", "audio_branch", "fusion")  # of encode's graph
 # Parts of a GPU's multiprocessors for the products of a few clips: without them each takes the whole GPU, and branches
 # wait for each other; more clips fill it by themselves. Measured: benchmarks/results/NVIDIA-H100-...-trials-2026-11-26.
 _FEW, _WATCH, _LOOK, _LISTEN = 2, 0.75, 0.4, 0.5
@@ -47,6 +49,7 @@ class FastNanoEmoX(Replayed, NanoEmoX):
         self.tokenizer, self.templates, self.source = reference.tokenizer, reference.templates, reference.source
         self.fast, self.quantize = True, quantize
         self._stamp = _stamp(self.source)
+        self._first: list[tuple[nn.Module, dict, str]] = []  # a part, and where its first weight is held
 
     def encode_streams(self, frames: Tensor | None, audio: Tensor | None) -> Encoded:
         """As the reference; on a GPU vision, face and sound are branches of one graph."""
@@ -58,12 +61,15 @@ class FastNanoEmoX(Replayed, NanoEmoX):
 
     def rests_on(self) -> Sequence[Tensor] | None:
         """A weight of each part: one may be moved or replaced by itself."""
-        encoders = (self.vision, self.audio, self.face)
-        replays = all(isinstance(encoder, Replayed) and encoder.rests_on() is not None for encoder in encoders)
-        if self.training or not (self.replays and replays and isinstance(self.fusion, FastFusion)):
+        parts = [cast(nn.Module, self._modules[name]) for name in _PARTS]
+        replays = all(isinstance(encoder, Replayed) and encoder.replays for encoder in parts[:3])
+        if self.training or not (self.replays and replays and isinstance(parts[-1], FastFusion)):
             return None
-        parts = (*encoders, self.face_head, self.video_branch, self.audio_branch, self.fusion)
-        return [next(chain(part.parameters(), part.buffers())) for part in parts]
+        # Where they are held is remembered: a GPU waits at every call, and a walk through the parts takes 60 us.
+        first = self._first
+        if [part for part, _, _ in first] != parts or any(held[name] is None for _, held, name in first):
+            first = self._first = [(part, *_first_of(part)) for part in parts]
+        return [held[name] for _, held, name in first]
 
     def _run(self, jobs: Sequence[Callable[[], None]]) -> None:
         side_by_side(jobs)
@@ -103,6 +109,12 @@ class FastNanoEmoX(Replayed, NanoEmoX):
             reference.config = replace(self.config, lora=None)
         save_bundle(reference, folder, self.quantize, partial(scaled, getattr(self.language, "smoothed", ())))
         self._stamp = _stamp(self.source)
+
+
+def _first_of(part: nn.Module) -> tuple[dict, str]:
+    """The first tensor of a part: the parameters or buffers of a module, and its name there."""
+    held: Iterator[dict] = chain.from_iterable((module._parameters, module._buffers) for module in part.modules())
+    return next((tensors, name) for tensors in held for name, tensor in tensors.items() if tensor is not None)
 
 
 def _share(part: float, clips: Tensor) -> AbstractContextManager[None]:

@@ -42,6 +42,15 @@ class FastAudio(Replayed, AudioEncoder):
         wanted = not config.stable_layer_norm or last == config.layers
         self.encoder_norm = encoder.norm("layer_norm", eps) if wanted else None
 
+    def preprocess(self, windows: Tensor) -> Tensor:
+        """windows [B,T,S] -> zero mean and unit variance as in the reference, fp32; one pass for both statistics."""
+        waves = windows.float()
+        if not self.config.normalize:
+            return waves
+        over = (1, 2) if self.config.statistics == "sample" else (0, 1, 2)
+        variance, mean = torch.var_mean(waves, over, correction=0, keepdim=True)
+        return (waves - mean).mul_(torch.rsqrt(variance.add_(1e-7)))
+
     def listen(self, waves: Tensor) -> Tensor:
         """waves [n,S], normalised -> [n,T,D]."""
         x = waves[..., None]

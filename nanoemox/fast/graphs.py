@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from functools import cache, partial, wraps
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from nanoemox_kernels.cublas_lt import multiprocessors
 
 _MOST = 8  # graphs that a part keeps, each with the memory of its temporaries
 _TURNS = threading.RLock()  # graphs are captured and replayed one at a time, each has its inputs' memory once
-_last: dict[int, torch.cuda.Event] = {}  # of a device: behind the last replay
+_last: dict[int, tuple[torch.cuda.Event, int]] = {}  # of a device: behind the last replay, and that one's stream
 _nested = threading.local()  # .here: this thread runs what is, or may be, part of a larger graph; .beside: of a branch
 
 
@@ -61,7 +61,7 @@ def _may(inputs: Sequence[Tensor | None]) -> bool:
 
 class _Graphs:
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple, tuple[torch.cuda.CUDAGraph, list[Tensor | None], Any] | None] = OrderedDict()
+        self._kept: OrderedDict[tuple, _Captured | None] = OrderedDict()
         self._rests_on: list[Tensor] = []  # held: what lies where it was is the same then
 
     def __deepcopy__(self, memo: dict) -> "_Graphs":
@@ -84,22 +84,33 @@ class _Graphs:
             while len(self._kept) > _MOST:
                 self._kept.popitem(last=False)
             if held is not None:
-                return _replay(*held, inputs)
+                return held.replay(inputs)
         return _plainly(function, inputs)
 
 
-def _replay(graph: torch.cuda.CUDAGraph, given: list[Tensor | None], out: Any, inputs: Sequence[Tensor | None]) -> Any:
-    here = torch.cuda.current_stream()
-    last = _last.setdefault(here.device_index, torch.cuda.Event())
-    here.wait_event(last)
-    for kept, x in zip(given, inputs, strict=True):
-        if kept is not None and x is not None:
-            kept.copy_(x)
-            kept.record_stream(here)  # should the graph be dropped meanwhile
-    graph.replay()
-    copies = _copied(out)
-    last.record(here)
-    return copies
+class _Captured(NamedTuple):
+    graph: torch.cuda.CUDAGraph
+    given: list[Tensor | None]
+    out: Any
+    stream: int  # the one that `given` was allocated on
+
+    def replay(self, inputs: Sequence[Tensor | None]) -> Any:
+        """Every call before the launch is time that the GPU waits: what one stream orders by itself is left out."""
+        here = torch.cuda.current_stream()
+        device, stream = here.device_index, here.cuda_stream
+        last, on = _last.get(device) or (torch.cuda.Event(), stream)
+        if on != stream:
+            here.wait_event(last)
+        for kept, x in zip(self.given, inputs, strict=True):
+            if kept is not None and x is not None:
+                kept.copy_(x)
+                if self.stream != stream:
+                    kept.record_stream(here)  # should the graph be dropped meanwhile
+        self.graph.replay()
+        copies = _copied(self.out)
+        last.record(here)
+        _last[device] = last, stream
+        return copies
 
 
 def _copied(out: Any) -> Any:
@@ -123,9 +134,7 @@ def _plainly(function: Callable[..., Any], inputs: Sequence[Tensor | None]) -> A
         _nested.here = False
 
 
-def _capture(
-    function: Callable[..., Any], inputs: Sequence[Tensor | None]
-) -> tuple[torch.cuda.CUDAGraph, list[Tensor | None], Any]:
+def _capture(function: Callable[..., Any], inputs: Sequence[Tensor | None]) -> _Captured:
     given, graph = [None if x is None else x.contiguous().clone() for x in inputs], torch.cuda.CUDAGraph()
     here = torch.cuda.current_stream()
     stream = _side(here.device_index, 0, 0)
@@ -141,7 +150,7 @@ def _capture(
             out = _plainly(function, given)
     finally:
         torch._C._cuda_clearCublasWorkspaces()
-    return graph, given, out
+    return _Captured(graph, given, out, here.cuda_stream)
 
 
 @cache

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from ..._tuning import on_device_of, tuned
 
-_FEW = 16  # items, of which a GPU holds all tiles at once: larger blocks of keys pay then
-
 
 @triton.jit
 def _more(q, keys, values, stride_kt, stride_vt, offs_t, offs_d, T, D, scale, top, total, acc,
@@ -55,7 +53,7 @@ def _tile(
         top, total, acc = _more(q, keys, values, stride_kt, stride_vt, whole + tl.arange(0, REST), offs_d, T, D,
                                 scale, top, total, acc, MASKED=True, EVEN=False)  # fmt: skip
     to = out + offs_m.to(tl.int64)[:, None] * stride_om + offs_d[None, :]
-    tl.store(to, (acc / total[:, None]).to(out.dtype.element_ty), mask=there)
+    tl.store(to, (acc * (1.0 / total)[:, None]).to(out.dtype.element_ty), mask=there)
 
 
 @triton.jit(do_not_specialize=["M", "T"])  # they vary with the clip
@@ -86,7 +84,7 @@ def _attn(
 
 def attn_fwd(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     (n, H, M, d), T = q.shape, k.shape[2]
-    use = dict(tuned("attn_few" if n <= _FEW else "attn"))
+    use = dict(tuned("attn"))
     out = torch.empty(n, M, H * d, dtype=q.dtype, device=q.device)
     if out.numel() == 0:
         return out

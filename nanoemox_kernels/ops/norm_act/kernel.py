@@ -45,8 +45,8 @@ def _conv_norm_act(
     y_ptr, x_ptr, weight_ptr, bias_ptr, norm_ptr, norm_bias_ptr,
     R, AFTER, eps,
     stride_xn, stride_xt,
-    D: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, HAS_BIAS: tl.constexpr, GELU: tl.constexpr, BLOCK_R: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
+    D: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, HAS_BIAS: tl.constexpr, GELU: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
 ):
     """Rows (item, step): their windows of the signal times all D filters, which stay on chip up to the one store."""
     offs_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)

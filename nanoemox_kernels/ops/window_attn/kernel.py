@@ -71,7 +71,7 @@ def _window_attn(
             region = rolled & last
             scores += tl.where(region[:, None] == region[None, :], 0.0, -144.26950408889634)
         weights = tl.exp2(scores - tl.max(scores, axis=1)[:, None])
-        mixed = tl.dot(weights.to(v.dtype), v, input_precision="ieee") / tl.sum(weights, axis=1)[:, None]
+        mixed = tl.dot(weights.to(v.dtype), v, input_precision="ieee") * (1.0 / tl.sum(weights, axis=1))[:, None]
         to = out_ptr + (item * height * width + row[:, None]) * C + head * D + offs_d[None, :]
         tl.store(to, mixed.to(out_ptr.dtype.element_ty), mask=inside[:, None] & (offs_d < D)[None, :])
 
