@@ -128,7 +128,7 @@ def cases() -> Iterator[Case]:
     yield Case(
         "tap_pool audio", _tap_pool,
         dict(out_ptr=FP32, hidden_ptr=BF16, weight=1.0, N=99, D=1024, count=99, stride_or=3072, stride_od=1,
-             stride_hr=99 * 1024, stride_hn=1024, stride_hd=1, MEAN=True, **tuned("tap_pool")),
+             stride_hr=99 * 1024, stride_hn=1024, stride_hd=1, MEAN=True, FEW=True, **tuned("tap_pool")),
         2 * 8 * 99 * 1024 + 2 * 4 * 8 * 1024,
     )  # fmt: skip
     N, D, settings = 3136, 128, tuned("tap_part")  # the first of Swin's stages
@@ -141,7 +141,7 @@ def cases() -> Iterator[Case]:
     yield Case(
         "tap_sum face", _tap_pool,
         dict(out_ptr=FP32, hidden_ptr=FP32, weight=1.0, N=parts, D=D, count=N, stride_or=1920, stride_od=1,
-             stride_hr=parts * D, stride_hn=D, stride_hd=1, MEAN=True, **tuned("tap_sum")),
+             stride_hr=parts * D, stride_hn=D, stride_hd=1, MEAN=True, FEW=True, **tuned("tap_sum")),
         4 * 8 * (parts + 2) * D,
     )  # fmt: skip
     for name, count, quick in (("gelu_", 8 * 99 * 4096, False), ("quick_gelu_", 8 * 257 * 4096, True)):

@@ -114,15 +114,31 @@ class _Captured(NamedTuple):
 
 
 def _copied(out: Any) -> Any:
-    """The same with new tensors."""
+    """The same with new tensors, those of a dtype by one launch."""
+    kinds: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+
+    def like(old: Tensor) -> Tensor:
+        new, olds = kinds.setdefault(old.dtype, ([], []))
+        new.append(torch.empty_like(old))
+        olds.append(old)
+        return new[-1]
+
+    copies = _mapped(like, out)
+    for new, olds in kinds.values():
+        torch._foreach_copy_(new, olds)
+    return copies
+
+
+def _mapped(function: Callable[[Tensor], Tensor], out: Any) -> Any:
+    """The same with `function` of every tensor in it."""
     if isinstance(out, Tensor):
-        return out.clone()
+        return function(out)
     if isinstance(out, tuple):
-        return tuple(_copied(part) for part in out)
+        return tuple(_mapped(function, part) for part in out)
     if isinstance(out, dict):
-        return {name: _copied(part) for name, part in out.items()}
+        return {name: _mapped(function, part) for name, part in out.items()}
     if is_dataclass(out) and not isinstance(out, type):
-        return replace(out, **{field.name: _copied(getattr(out, field.name)) for field in fields(out)})
+        return replace(out, **{field.name: _mapped(function, getattr(out, field.name)) for field in fields(out)})
     return out
 
 

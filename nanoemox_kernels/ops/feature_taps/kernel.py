@@ -52,14 +52,20 @@ def _residual_norm(
 
 
 @triton.jit
+def _some_rows(place, start, last, stride_n, mask_d, BLOCK_N: tl.constexpr):
+    """[BLOCK_D] in fp32: the sum of BLOCK_N rows, of those before `last`."""
+    offs_n = start + tl.arange(0, BLOCK_N)
+    mask = (offs_n < last)[:, None] & mask_d[None, :]
+    tile = tl.load(place[None, :] + (offs_n.to(tl.int64) * stride_n)[:, None], mask=mask, other=0.0)
+    return tl.sum(tile.to(tl.float32), axis=0)
+
+
+@triton.jit
 def _sum_of_rows(place, first, last, stride_n, mask_d, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
-    """[BLOCK_D] in fp32: rows first to last, BLOCK_N of them in flight at a time."""
+    """The same of rows first to last, BLOCK_N of them in flight at a time."""
     total = tl.zeros([BLOCK_D], dtype=tl.float32)
     for start in range(first, last, BLOCK_N):
-        offs_n = start + tl.arange(0, BLOCK_N)
-        mask = (offs_n < last)[:, None] & mask_d[None, :]
-        tile = tl.load(place[None, :] + (offs_n.to(tl.int64) * stride_n)[:, None], mask=mask, other=0.0)
-        total += tl.sum(tile.to(tl.float32), axis=0)
+        total += _some_rows(place, start, last, stride_n, mask_d, BLOCK_N)
     return total
 
 
@@ -68,16 +74,18 @@ def _tap_pool(
     out_ptr, hidden_ptr, weight,
     N, D, count,
     stride_or, stride_od, stride_hr, stride_hn, stride_hd,
-    MEAN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    MEAN: tl.constexpr, FEW: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):
-    """One r and a block of D: out += weight * pooled; a mean is the sum of N rows over `count`."""
+    """One r and a block of D: out += weight * pooled; a mean is the sum of N rows, FEW or not, over `count`."""
     r = tl.program_id(0).to(tl.int64)
     offs_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     mask_d = offs_d < D
     row = hidden_ptr + r * stride_hr + offs_d.to(tl.int64) * stride_hd
     place = out_ptr + r * stride_or + offs_d.to(tl.int64) * stride_od
     before = tl.load(place, mask=mask_d, other=0.0)  # on its way while the rows come in
-    if MEAN:
+    if MEAN and FEW:
+        value = _some_rows(row, 0, N, stride_hn, mask_d, BLOCK_N) / count
+    elif MEAN:
         value = _sum_of_rows(row, 0, N, stride_hn, mask_d, BLOCK_N, BLOCK_D) / count
     else:
         value = tl.load(row, mask=mask_d, other=0.0).to(tl.float32)
@@ -145,5 +153,6 @@ def tap_pool_fwd(out: Tensor, hidden: Tensor, weight: float, mean: bool) -> None
         else:
             settings = tuned("tap_pool" if mean else "tap_row")
         _tap_pool[(R, triton.cdiv(D, settings["BLOCK_D"]))](
-            out, hidden, weight, N, D, count, *out.stride(), *hidden.stride(), MEAN=mean, **settings
+            out, hidden, weight, N, D, count, *out.stride(), *hidden.stride(), MEAN=mean,
+            FEW=N <= settings["BLOCK_N"], **settings,
         )
