@@ -15,7 +15,7 @@ from nanoemox_kernels.cublas_lt import multiprocessors
 
 _MOST = 8  # graphs that a part keeps, each with the memory of its temporaries
 _TURNS = threading.RLock()  # graphs are captured and replayed one at a time, each has its inputs' memory once
-_last: dict[int, tuple[torch.cuda.Event, int]] = {}  # of a device: behind the last replay, and that one's stream
+_last: dict[int, torch.cuda.Event] = {}  # of a device: behind the last replay
 _nested = threading.local()  # .here: this thread runs what is, or may be, part of a larger graph; .beside: of a branch
 
 
@@ -92,24 +92,19 @@ class _Captured(NamedTuple):
     graph: torch.cuda.CUDAGraph
     given: list[Tensor | None]
     out: Any
-    stream: int  # the one that `given` was allocated on
 
     def replay(self, inputs: Sequence[Tensor | None]) -> Any:
-        """Every call before the launch is time that the GPU waits: what one stream orders by itself is left out."""
         here = torch.cuda.current_stream()
-        device, stream = here.device_index, here.cuda_stream
-        last, on = _last.get(device) or (torch.cuda.Event(), stream)
-        if on != stream:
+        last = _last.setdefault(here.device_index, torch.cuda.Event())
+        if not last.query():  # quicker than a wait for nothing: before the launch, the GPU waits for each call here
             here.wait_event(last)
         for kept, x in zip(self.given, inputs, strict=True):
             if kept is not None and x is not None:
                 kept.copy_(x)
-                if self.stream != stream:
-                    kept.record_stream(here)  # should the graph be dropped meanwhile
+                kept.record_stream(here)  # should the graph be dropped meanwhile
         self.graph.replay()
         copies = _copied(self.out)
         last.record(here)
-        _last[device] = last, stream
         return copies
 
 
@@ -166,7 +161,7 @@ def _capture(function: Callable[..., Any], inputs: Sequence[Tensor | None]) -> _
             out = _plainly(function, given)
     finally:
         torch._C._cuda_clearCublasWorkspaces()
-    return _Captured(graph, given, out, here.cuda_stream)
+    return _Captured(graph, given, out)
 
 
 @cache
