@@ -154,5 +154,5 @@ def tap_pool_fwd(out: Tensor, hidden: Tensor, weight: float, mean: bool) -> None
             settings = tuned("tap_pool" if mean else "tap_row")
         _tap_pool[(R, triton.cdiv(D, settings["BLOCK_D"]))](
             out, hidden, weight, N, D, count, *out.stride(), *hidden.stride(), MEAN=mean,
-            FEW=N <= settings["BLOCK_N"], **settings,
+            FEW=settings["BLOCK_N"] >= N, **settings,
         )
