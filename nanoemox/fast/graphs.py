@@ -62,6 +62,7 @@ def _may(inputs: Sequence[Tensor | None]) -> bool:
 class _Graphs:
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple, _Captured | None] = OrderedDict()
+        self._places: list[int] = []
         self._rests_on: list[Tensor] = []  # held: what lies where it was is the same then
 
     def __deepcopy__(self, memo: dict) -> "_Graphs":
@@ -72,9 +73,9 @@ class _Graphs:
 
     def __call__(self, function: Callable[..., Any], inputs: Sequence[Tensor | None], tensors: Sequence[Tensor]) -> Any:
         with _TURNS:
-            if [t.data_ptr() for t in tensors] != [t.data_ptr() for t in self._rests_on]:
+            if (places := [t.data_ptr() for t in tensors]) != self._places:
                 self._kept.clear()
-                self._rests_on = [t.detach() for t in tensors]
+                self._places, self._rests_on = places, [t.detach() for t in tensors]
             key = tuple(None if x is None else (x.shape, x.dtype) for x in inputs)
             known, held = key in self._kept, self._kept.get(key)
             if known and held is None:
@@ -90,21 +91,21 @@ class _Graphs:
 
 class _Captured(NamedTuple):
     graph: torch.cuda.CUDAGraph
-    given: list[Tensor | None]
+    given: list[Tensor]  # those that are not None
     out: Any
+    device: int
 
     def replay(self, inputs: Sequence[Tensor | None]) -> Any:
-        here = torch.cuda.current_stream()
-        last = _last.setdefault(here.device_index, torch.cuda.Event())
-        if not last.query():  # quicker than a wait for nothing: before the launch, the GPU waits for each call here
-            here.wait_event(last)
-        for kept, x in zip(self.given, inputs, strict=True):
-            if kept is not None and x is not None:
-                kept.copy_(x)
-                kept.record_stream(here)  # should the graph be dropped meanwhile
+        # Up to the launch the GPU waits for each call: a query is quicker than a wait for nothing, and so on.
+        last = _last.get(self.device)
+        if last is not None and not last.query():
+            torch.cuda.current_stream().wait_event(last)
+        torch._foreach_copy_(self.given, [x for x in inputs if x is not None])
         self.graph.replay()
-        copies = _copied(self.out)
-        last.record(here)
+        copies, here = _copied(self.out), torch.cuda.current_stream()
+        for kept in self.given:
+            kept.record_stream(here)  # should the graph be dropped meanwhile
+        _last.setdefault(self.device, torch.cuda.Event()).record(here)
         return copies
 
 
@@ -161,7 +162,7 @@ def _capture(function: Callable[..., Any], inputs: Sequence[Tensor | None]) -> _
             out = _plainly(function, given)
     finally:
         torch._C._cuda_clearCublasWorkspaces()
-    return _Captured(graph, given, out)
+    return _Captured(graph, [x for x in given if x is not None], out, here.device_index)
 
 
 @cache
