@@ -1,7 +1,4 @@
-"""`python benchmarks/gpu/document.py RESULTS.json [LATER.json]`: docs/benchmarks-gpu.md, out of gpu_check's files.
-
-The second is of a later run, whole or with `--only encoders`: what it measured again stands in sections of its own.
-"""
+"""`python benchmarks/gpu/document.py RESULTS.json`: docs/benchmarks-gpu.md, out of a file of gpu_check."""
 
 import json
 import sys
@@ -10,23 +7,20 @@ from pathlib import Path
 from typing import Any
 
 
-def lines(found: dict[str, Any], later: dict[str, Any] | None = None) -> Iterator[str]:
-    source, rows = found["from"], found["rows"]
+def lines(found: dict[str, Any]) -> Iterator[str]:
+    source, ceilings, rows = found["from"], found["ceilings"], found["rows"]
     yield f"# Measured on {source['machine']}\n"
     yield "These are not RTX 4090 numbers.\n"
-    yield f"{_origin(found)} Made by `benchmarks/gpu/document.py`.\n"
+    yield (
+        f"Driver {source['driver']}, torch {source['torch']}, Triton {source['triton']}, commit {source['commit']}, "
+        f"{source['date']}; copy {ceilings['bandwidth'] / 1e9:.0f} GB/s, bf16 matmul "
+        f"{ceilings['matmul'] / 1e12:.0f} TFLOP/s. Made by `benchmarks/gpu/document.py`.\n"
+    )
     yield from _checks(rows)
     yield "## Ops: device us with a cold L2 (call us)\n"
     yield from _ops(rows)
     yield "\n## Encoders: ms (times the floor)\n"
     yield from _encoders(rows)
-    if later is not None:
-        yield f"\n## Measured again\n\n{_origin(later)} {later.get('note', '')}".rstrip() + "\n"
-        yield from _checks(later["rows"])
-        if any(row["step"] == "op" for row in later["rows"]):
-            yield from _ops(later["rows"])
-            yield ""
-        yield from _encoders(later["rows"])
 
 
 def _checks(rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -51,15 +45,6 @@ def _ops(rows: list[dict[str, Any]]) -> Iterator[str]:
         yield f"| {row['name']} | {row['batch']} | {row['floor_us']:.1f} | {cells} |"
 
 
-def _origin(found: dict[str, Any]) -> str:
-    source, ceilings = found["from"], found["ceilings"]
-    return (
-        f"Driver {source['driver']}, torch {source['torch']}, Triton {source['triton']}, commit {source['commit']}, "
-        f"{source['date']}; copy {ceilings['bandwidth'] / 1e9:.0f} GB/s, bf16 matmul "
-        f"{ceilings['matmul'] / 1e12:.0f} TFLOP/s."
-    )
-
-
 def _encoders(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield "| part | batch | floor | eager | compiled | fast | fast, CUDA graph |"
     yield "|---|---|---|---|---|---|---|"
@@ -76,5 +61,5 @@ def _cell(row: dict[str, Any], name: str) -> str:
 
 
 if __name__ == "__main__":
-    text = "\n".join(lines(*(json.loads(Path(path).read_text()) for path in sys.argv[1:]))) + "\n"
+    text = "\n".join(lines(json.loads(Path(sys.argv[1]).read_text()))) + "\n"
     Path(__file__).parents[2].joinpath("docs", "benchmarks-gpu.md").write_text(text)

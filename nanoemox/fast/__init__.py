@@ -37,7 +37,7 @@ __all__ = ["FastNanoEmoX", "accelerate", "accelerate_language", "why_no_engine",
 _Stamp = list[tuple[str, int, int]]
 _PARTS = ("vision", "audio", "face", "face_head", "video_branch", "audio_branch", "fusion")  # of encode's graph
 # Parts of a GPU's multiprocessors for the products of a few clips: without them each takes the whole GPU, and branches
-# wait for each other; more clips fill it by themselves. Measured: benchmarks/results/NVIDIA-H100-...-trials-2026-11-26.
+# wait for each other; more clips fill it by themselves. Measured: benchmarks/results/NVIDIA-H100-...-trials-*.json.
 _FEW, _WATCH, _LOOK, _LISTEN = 2, 0.75, 0.4, 0.5
 
 
