@@ -50,7 +50,7 @@ def rows_dot(
 @triton.jit
 def gelu(x, SHORT: tl.constexpr):
     """The erf form. SHORT: for 16-bit results max(x, 0) - |x| Phi(-|x|), the logarithm of Phi, the normal distribution,
-    by a polynomial that was fitted for this: a result is off by 4e-6 of itself at most, or by 1e-10. It takes one
+    by a polynomial that was fitted for this: a result is off by 4e-6 of itself at most, or by 4e-10. It takes one
     exponential and no division, and small results keep digits that 1 + erf loses."""
     if SHORT:
         s = tl.abs(x)
