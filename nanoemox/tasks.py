@@ -78,11 +78,11 @@ def pick_label(text: str, labels: Sequence[str]) -> list[str]:
 
 
 def split_list(text: str) -> list[str]:
-    """`[a, b]`, `['a', 'b']` or `a, b` -> items, stripped of blanks and quotes."""
+    """`[a, b]`, `['a', 'b']` or `a, b` -> items, stripped of blanks, then of quotes (metrics.md 2.4)."""
     text = text.strip()
-    if text.startswith("["):
-        text = text[1:].removesuffix("]")
-    return [item for part in text.split(",") if (item := part.strip().strip("'\"").strip())]
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1]
+    return [item for part in text.split(",") if (item := part.strip().strip("'\""))]
 
 
 def parse_label(text: str, labels: Sequence[str]) -> Parsed:
@@ -102,9 +102,9 @@ def parse_open_labels(text: str, labels: Sequence[str]) -> Parsed:
         parts = split_list(brackets[-1])
     else:
         lines = [re.sub(r"^\s*(?:[-*•]|\d+[.)])\s*", "", line) for line in text.splitlines() if line.strip()]
-        lines[-1:] = [re.split(rf":|：|{_SAYS}", line)[-1] for line in lines[-1:]]
+        lines[-1:] = [re.split("[:：]" if re.search("[:：]", line) else _SAYS, line)[-1] for line in lines[-1:]]
         parts = [part for line in lines for part in re.split(r"[,;，；、]|\band\b", line)]
-    items = [part.strip(" .!。！\"'").lower() for part in parts]
+    items = [part.strip(" .!。！\"'*_").lower() for part in parts]
     return Parsed(
         labels=[item for item in dict.fromkeys(items) if re.fullmatch(r"[^\W\d_]+(?:[ -][^\W\d_]+){0,2}", item)]
     )

@@ -1,5 +1,6 @@
 """The MER-UniBench sets: label archives and transcriptions (tasks.md 5.5)."""
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -94,16 +95,21 @@ def _class(classes: tuple[str, ...]) -> Callable[[Any], dict[str, Any]]:
     def read(value: Any) -> dict[str, Any]:
         emotion = value["emo"]
         if not classes:
+            if not str(emotion).strip():
+                raise ValueError("emo is empty")
             return {"onehot": str(emotion)}
-        if not 0 <= int(emotion) < len(classes):
-            raise ValueError(f"emo must lie in 0..{len(classes) - 1}")
-        return {"onehot": classes[int(emotion)]}
+        number = float(emotion)
+        if number not in range(len(classes)):
+            raise ValueError(f"emo must lie in 0..{len(classes) - 1} and be whole")
+        return {"onehot": classes[int(number)]}
 
     return read
 
 
 def _valence(value: Any) -> dict[str, Any]:
     number = float(value["val"])
+    if not math.isfinite(number):
+        raise ValueError("val must be a finite number")
     return {"valence": number, "sentiment": "positive" if number > 0 else "negative" if number < 0 else "neutral"}
 
 

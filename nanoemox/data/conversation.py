@@ -59,9 +59,9 @@ def open_set(
         kind = Kind("mir", lambda record, rng: questions.intent(record.fields["intent"], chosen.candidates))
     else:
         kind = Kind("mer", lambda record, rng: questions.emotion(record.fields["onehot"], chosen.candidates))
-    video, audio = video or chosen.video, audio or chosen.audio
-    if video == "video" and split == "test" and (root / "test_video").is_dir():
+    if video is None and chosen.video == "video" and split == "test" and (root / "test_video").is_dir():
         video = "test_video"
+    video, audio = video or chosen.video, audio or chosen.audio
     media = Media(root / video if video else None, root / audio if audio else None)
     return Records(format, records, {chosen.kind: kind}, media, name=name, candidates=chosen.candidates)
 
@@ -78,7 +78,8 @@ def read_conversations(path: Path, media_key: str) -> dict[str, tuple[str, str]]
         file = need(files[0] if files else None, str, f"{where}: {media_key}[0]")
         said: dict[Any, Any] = {"user": "", "assistant": None}
         for message in need(item["messages"], list, f"{where}: messages"):
-            said[need(message, dict, f"{where}: messages").get("role")] = message.get("content")
+            role = need(need(message, dict, f"{where}: messages").get("role"), str, f"{where}: role of a message")
+            said[role] = message.get("content")
         subtitle = need(said["user"], str, f"{where}: content of the user")
         found[base_name(file)] = subtitle, need(said["assistant"], str, f"{where}: content of the assistant").strip()
     return found

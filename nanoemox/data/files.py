@@ -1,6 +1,7 @@
 """Annotation files read with complaints that name the file and the place in it."""
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ def read_json(path: Path, kind: type) -> Any:
         value = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: line {error.lineno}: not JSON ({error.msg}); is the file whole?") from error
+    except ValueError as error:
+        raise ValueError(error if str(path) in str(error) else f"{path}: {error}") from error
     except RecursionError as error:
         raise ValueError(f"{path}: nested too deeply to be an annotation file") from error
     if not isinstance(value, kind):
@@ -36,15 +39,22 @@ def read_json(path: Path, kind: type) -> Any:
 
 
 def read_csv(path: Path, *columns: str) -> list[dict[str, str]]:
-    """Rows of a CSV file (RFC 4180) with at least these columns; an absent cell is ""."""
-    reader = csv.DictReader(read_text(path).splitlines(keepends=True), restval="")
-    found = list(reader.fieldnames or [])
-    if missing := [column for column in columns if column not in found]:
-        raise ValueError(f"{path}: column {missing[0]!r} is missing; it has {', '.join(found) or 'none'}")
+    """Rows of a CSV file (RFC 4180) with at least these columns, the first of which is a row's key; an absent cell
+    is ""."""
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), restval="", strict=True)
+    rows = []
     try:
-        rows = [{column: row[column] for column in columns} for row in reader]
+        found = list(reader.fieldnames or [])
+        if missing := [column for column in columns if column not in found]:
+            raise ValueError(f"{path}: column {missing[0]!r} is missing; it has {', '.join(found) or 'none'}")
+        for row in reader:
+            if any(row.pop(None, [])):
+                raise ValueError(f"{path}: line {reader.line_num}: more cells than columns; quote a cell with commas")
+            if not row[columns[0]].strip():
+                raise ValueError(f"{path}: line {reader.line_num}: {columns[0]!r} is empty")
+            rows.append({column: row[column] for column in columns})
     except csv.Error as error:
-        raise ValueError(f"{path}: line {reader.line_num}: {error}") from error
+        raise ValueError(f"{path}: line {reader.line_num + 1}: {error}; is every quote closed?") from error
     return rows
 
 

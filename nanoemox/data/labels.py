@@ -3,6 +3,7 @@
 import io
 import pickle
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def read_archive(path: Path) -> dict[str, dict[str, Any]]:
         raise ValueError(f"{path}: no such file; this is where the labels of the data set belong") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"{path}: not an .npz archive, or damaged ({error})") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

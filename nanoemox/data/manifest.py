@@ -60,7 +60,7 @@ def _worded(v: dict[str, Any], rng: random.Random) -> tuple[str, str]:
     if task == "mer" and "label" in v:
         made = questions.emotion(v["label"], v.get("candidates") or TASKS["mer"].labels)
     elif task == "msa" and "label" in v:
-        made = questions.sentiment(v["label"])
+        made = questions.sentiment(v["label"], v.get("candidates"))
     elif task == "mir" and "label" in v:
         made = questions.intent(v["label"], v.get("candidates") or TASKS["mir"].labels)
     elif task == "ov-mer":
@@ -70,8 +70,10 @@ def _worded(v: dict[str, Any], rng: random.Random) -> tuple[str, str]:
     elif task == "erg":
         chain = v.get("chain", dict.fromkeys(CHAIN, ""))
         current = v.get("subtitle") if v.get("context") or "history" in v else None
-        made = questions.reply([chain[key] for key in CHAIN], v.get("reply", ""), v.get("context"), current)
-    question = TASKS[task].ask(v.get("candidates"), v.get("question")) if "question" in v else made[0]
+        words = v.get("context"), current, v.get("question")
+        made = questions.reply([chain[key] for key in CHAIN], v.get("reply", ""), *words)
+    own = "question" in v and task != "erg"  # there it stands behind the context
+    question = TASKS[task].ask(v.get("candidates"), v.get("question")) if own else made[0]
     return question or TASKS[task].ask(v.get("candidates")), v.get("answer", made[1])
 
 
@@ -162,8 +164,9 @@ def _line(text: str) -> tuple[dict[str, Any], list[str]]:
     """The object of a line without its nulls, and what is wrong with it."""
     try:
         values = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        return {}, [f"not JSON ({getattr(error, 'msg', 'nested too deeply')}); write one whole object a line"]
+    except (ValueError, RecursionError) as error:
+        why = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", error)
+        return {}, [f"not JSON ({why}); write one whole object a line"]
     if not isinstance(values, dict):
         return {}, [f"not an object but {type(values).__name__}; write {{...}}"]
     values = {key: value for key, value in values.items() if value is not None}
@@ -203,6 +206,8 @@ def _check(v: dict[str, Any]) -> Iterator[str]:
     if task not in TASKS:
         yield f"task {task!r} does not exist; use {', '.join(TASKS)}"
         return
+    yield from (f"{key}: belongs to erg, {task} does not read it; put the words into subtitle"
+                for key in ("context", "history") if key in v and task != "erg")  # fmt: skip
     if "answer" not in v and _NEEDS[task] not in v:
         yield f"no answer to {task}; give {_NEEDS[task]}, or the whole text as answer"
     if "label" in v and _NEEDS[task] == "label":

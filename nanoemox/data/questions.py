@@ -33,8 +33,8 @@ def emotion(label: str, candidates: Sequence[str] = ()) -> tuple[str, str]:
     return question, f"The emotion of the person is {label}."
 
 
-def sentiment(label: str) -> tuple[str, str]:
-    return TASKS["msa"].ask(), f"The sentiment of the person is {label}."
+def sentiment(label: str, candidates: Sequence[str] | None = None) -> tuple[str, str]:
+    return TASKS["msa"].ask(candidates), f"The sentiment of the person is {label}."
 
 
 def valence(value: float, low: float, high: float) -> tuple[str, str]:
@@ -67,17 +67,21 @@ def speaker_emotion(label: str, context: str, current: str) -> tuple[str, str]:
 
 
 def reply(
-    chain: Sequence[str], response: str, context: str | None = None, current: str | None = None
+    chain: Sequence[str],
+    response: str,
+    context: str | None = None,
+    current: str | None = None,
+    question: str | None = None,
 ) -> tuple[str, str]:
     """ERG: event, emotion, cause and goal inside <think>, then the reply (section 3.7)."""
-    return empathy_question(context, current), chain_text(chain, response)
+    return empathy_question(context, current, question), chain_text(chain, response)
 
 
-def empathy_question(context: str | None = None, current: str | None = None) -> str:
+def empathy_question(context: str | None = None, current: str | None = None, question: str | None = None) -> str:
     about = "".join(
         f"{label} {text} " for label, text in (("Context:", context), ("The speaker says:", current)) if text
     )
-    return about + TASKS["erg"].ask()
+    return about + TASKS["erg"].ask(template=question)
 
 
 def chain_text(chain: Sequence[str], response: str) -> str:

@@ -164,7 +164,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores there")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N clips alone")
     args = parser.parse_args()
-    scores = score_bundle(args.bundle, read_cases(args.corpus, args.limit))
+    if args.limit is not None and args.limit < 1:
+        parser.error(f"--limit must be at least 1, got {args.limit}")
+    try:
+        scores = score_bundle(args.bundle, read_cases(args.corpus, args.limit))
+    except (ValueError, OSError) as error:
+        sys.exit(f"nanoemox.demo.score: {error}")
     if args.json:
         args.json.write_text(json.dumps(scores, indent=1) + "\n")
     sys.stdout.write(table(scores))

@@ -76,7 +76,8 @@ def _sync(folder: Path) -> None:
 
 def _steps(parent: Path) -> dict[int, Path]:
     found = parent.glob(f"{_PREFIX}[0-9]*") if parent.is_dir() else ()
-    return {int(folder.name.removeprefix(_PREFIX)): folder for folder in sorted(found)}
+    ours = [folder for folder in sorted(found) if folder.name.removeprefix(_PREFIX).isdecimal()]  # copies have others
+    return {int(folder.name.removeprefix(_PREFIX)): folder for folder in ours}
 
 
 def latest(parent: Path) -> Checkpoint | None:
@@ -90,6 +91,8 @@ def read(folder: Path) -> Checkpoint:
         state = json.loads((folder / STATE).read_text())
         if state["format"] != FORMAT:
             raise CheckpointError(f"{folder}: format {state['format']}, this version reads {FORMAT}")
+        if missing := {"step", "done", "config"} - state.keys():
+            raise ValueError(f"{STATE} lacks {min(missing)}")
         return Checkpoint(folder, state)
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, CheckpointError):

@@ -83,6 +83,8 @@ def _open(config: "TrainConfig", name: str) -> "Dataset | None":
     from ..data import open_dataset
 
     options, root = config.datasets[name], _root(config, name)
+    if taken := [option for option in ("format", "root", "split", "name") if option in options.options]:
+        raise UsageError(f"data set {name}: {taken[0]} does not belong under options, but beside them")
     if not root.exists():
         return None
     return open_dataset(options.format, root, split=options.split, name=name, **options.options)

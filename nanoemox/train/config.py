@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -149,8 +150,15 @@ def config_from(values: Mapping[str, Any]) -> TrainConfig:
     values = dict(values)
     stages = values.get("stages")
     if isinstance(stages, Mapping):  # a stage's name is its key
+        for name, stage in stages.items():
+            if not re.fullmatch(r"\w[\w.-]*", str(name)):
+                raise UsageError(f"stages.{name}: a stage's name is a folder's: letters, digits, '-', '_' and '.'")
+            if isinstance(stage, Mapping) and stage.get("name", str(name)) != str(name):
+                raise UsageError(
+                    f"stages.{name}.name is {stage['name']!r}, must be left out: a stage's name is its key"
+                )
         values["stages"] = {
-            str(name): {"name": str(name), **stage} if isinstance(stage, Mapping) else stage
+            str(name): {**stage, "name": str(name)} if isinstance(stage, Mapping) else stage
             for name, stage in stages.items()
         }
     return _value(TrainConfig, values, "")

@@ -10,6 +10,7 @@ from typing import Any
 from ..bundle import build_empty
 from ..config import FRAMES, NanoEmoXConfig
 from ..model import NanoEmoX
+from ..tasks import TASKS
 from .base import sizes, trainable_names
 from .config import TrainConfig
 from .run import the_plan
@@ -22,12 +23,17 @@ FLOPS = 70e12  # a second: what such a card's 165 peak TFLOP/s (dense bfloat16) 
 TEXT = (120, 60)  # tokens of the words of a prompt, and of an answer, where no sample tells
 _TASKS = {
     "description": "eri", "ovlabel": "ov-mer", "intent_recognition": "mir", "emotion_recognition": "mer",
-    "empathic_response_with_coe": "erg",
+    "empathic_response_with_coe": "erg", "onehot_w_candidates": "mer", "onehot_wo_candidates": "mer",
+    "valence": "msa", "sentiment": "msa", "comprehensive_emotion_reasoning": "eri",
 }  # fmt: skip
+_ONE_HOT, _VALENCE = ("onehot_w_candidates", "onehot_wo_candidates"), ("valence", "sentiment")
 _KINDS = {
     "mercaptionplus": ("description", "ovlabel"), "ovmerd": ("description", "ovlabel"),
     "merr_fine": ("description", "ovlabel"), "avamerg": ("empathic_response_with_coe", "emotion_recognition"),
-    "mintrec": ("intent_recognition",), "mintrec2": ("intent_recognition",),
+    "mintrec": ("intent_recognition",), "mintrec2": ("intent_recognition",), "manifest": tuple(TASKS),
+    "ovmerd_plus": ("ovlabel",), "emer": ("comprehensive_emotion_reasoning",),
+    **dict.fromkeys(("mer2023", "mer2024", "meld", "iemocap"), _ONE_HOT),
+    **dict.fromkeys(("cmumosi", "cmumosei", "sims", "simsv2"), _VALENCE),
 }  # fmt: skip
 
 

@@ -113,12 +113,20 @@ def train(
                 checkpoint.sweep(folder)
             accelerator.wait_for_everyone()
             found = checkpoint.latest(folder)
-            mine = {**identity, "stage": to_dict(one), "starts": list(steps.starts[one.name])}
-            if found is not None and found.state["done"]:
+            sets = {source.set: config.datasets[source.set] for source in one.data if source.set in config.datasets}
+            read = {
+                name: {"format": of.format, "split": of.split, "options": to_dict(of.options)}
+                for name, of in sets.items()
+            }
+            mine = {**identity, "stage": to_dict(one), "starts": list(steps.starts[one.name]), "datasets": read}
+            if found is not None:
                 checkpoint.check_config(found, mine)
-                written = found.folder
-                continue
+                if found.state["done"]:
+                    written = found.folder
+                    continue
             starts = _starting_values(out, steps, one.name)  # complains before a model is touched
+            if accelerator.is_main_process:
+                _write_config(out, config)  # of what is trained here, so not before it is known to go on
             if config.fsdp and written != out:  # the one before is in shards
                 job.model = features.model = model = built()
             _assign(model, fresh | starts)
@@ -170,6 +178,12 @@ def _claim(out: Path, config: TrainConfig, stages: list[str], resume: bool) -> N
         raise UsageError(f"{out}: no such folder, so there is nothing to resume; leave out --resume")
     try:
         out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{out}: cannot be written ({error.strerror})") from error
+
+
+def _write_config(out: Path, config: TrainConfig) -> None:
+    try:
         write_json(out / "config.json", to_dict(config))
     except OSError as error:
         raise ValueError(f"{out}: cannot be written ({error.strerror})") from error

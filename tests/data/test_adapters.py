@@ -208,6 +208,31 @@ def test_bad_tables(annotations, tmp_path):
         open_dataset("mercaptionplus", root)
 
 
+@pytest.mark.parametrize(
+    ("rows", "complaint"),
+    [
+        ("a,[sad], quite\n", "line 2: more cells than columns"),
+        ('a,"[sad]\nb,[calm]\n', "line 2: .*is every quote closed"),
+        ("a,[sad]\n ,[calm]\n", "line 3: 'name' is empty"),
+    ],
+)
+def test_rows_that_would_be_lost(annotations, tmp_path, rows, complaint):
+    root = tmp_path / "ovmerdplus"
+    shutil.copytree(annotations / "ovmerdplus", root)
+    (root / "ovlabel.csv").write_text("name,openset\n" + rows)
+    with pytest.raises(ValueError, match=f"ovlabel.csv: {complaint}"):
+        open_dataset("ovmerd_plus", root, split="test")
+
+
+def test_cells_hold_any_line_separator(annotations, tmp_path):
+    root = tmp_path / "ovmerdplus"
+    shutil.copytree(annotations / "ovmerdplus", root)
+    (root / "ovlabel.csv").write_text("name,openset\r\na,[sad],\r\n", newline="")
+    (root / "subtitle_eng.csv").write_text('name,sentence\na,"so\u2028it\nis"\n')
+    (record,) = open_dataset("ovmerd_plus", root, split="test").records
+    assert record.subtitle == "so\u2028it\nis"
+
+
 class Evil:
     def __reduce__(self):
         return os.mkdir, ("made-by-a-pickle",)
@@ -248,6 +273,9 @@ def test_bad_labels(annotations, tmp_path):
     shutil.copytree(annotations / "meld", root)
     archive(root / "label.npz", {"a": {"emo": 7, "val": -10}})
     with pytest.raises(ValueError, match=r"a: \{'emo': 7.*must lie in 0..6"):
+        open_dataset("meld", root)
+    archive(root / "label.npz", {"a": {"emo": 2.7, "val": -10}})
+    with pytest.raises(ValueError, match="and be whole"):
         open_dataset("meld", root)
     archive(root / "label.npz", {"a": {"val": -10}})
     with pytest.raises(ValueError, match="'emo'"):

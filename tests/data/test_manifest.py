@@ -69,6 +69,12 @@ def test_history_fills_the_subtitle(write):
     sample = open_dataset("manifest", write(line)).sample(0, "erg", random.Random(0))
     assert sample.history and sample.subtitle == "speaker: Hi.\nlistener: Yes?"
     assert "Context: Two friends. The speaker says: It is gone. [Interaction]" in sample.question
+    own = open_dataset("manifest", write({**line, "question": "What would you say?"})).sample(
+        0, "erg", random.Random(0)
+    )
+    assert own.question == "Context: Two friends. The speaker says: It is gone. [Interaction] What would you say?"
+    polar = {"id": "a", "task": "msa", "subtitle": "x", "label": "weakly good", "candidates": ["weakly good", "bad"]}
+    assert "weakly good, bad." in open_dataset("manifest", write(polar)).sample(0, "msa", random.Random(0)).question
 
 
 BAD = [
@@ -91,6 +97,8 @@ BAD = [
     ({k: v for k, v in LINES[5].items() if k != "reply"}, "reply is missing"),
     ({**LINES[6], "answer": "sad###"}, "answer: holds '###'"),
     ({**LINES[5], "history": ["x"]}, "history: must be a list of"),
+    ({**LINES[0], "context": "Two friends."}, "context: belongs to erg, mer does not read it"),
+    ('{"id": ' + "9" * 5000 + "}", "not JSON"),
 ]
 
 
@@ -106,10 +114,10 @@ def test_complaints(write, line, complaint, capsys):
 def test_every_complaint_is_listed(write, capsys):
     path = write(*(line for line, _ in BAD), LINES[7], LINES[7], {**LINES[7], "video": "clip.mp4", "question": "Q?"})
     assert main(["data", "validate", str(path)]) == 1
-    said = capsys.readouterr().err.splitlines()
-    assert {int(line.split("line ")[1].split(":")[0]) for line in said[:-1]} == {*range(1, len(BAD) + 1), 21, 22}
-    assert "id 'c' with task 'mer' stands in line 20 already" in said[-3]
-    assert "names other files in line 20" in said[-2]
+    said, n = capsys.readouterr().err.splitlines(), len(BAD)
+    assert {int(line.split("line ")[1].split(":")[0]) for line in said[:-1]} == {*range(1, n + 1), n + 2, n + 3}
+    assert f"id 'c' with task 'mer' stands in line {n + 1} already" in said[-3]
+    assert f"names other files in line {n + 1}" in said[-2]
     with pytest.raises(ValueError, match=r"and \d+ more: nanoemox data validate lists them"):
         open_dataset("manifest", path)
 

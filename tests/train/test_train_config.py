@@ -54,6 +54,8 @@ def test_numbers_that_yaml_reads_as_strings(tmp_path):
         ({"precision": "float16"}, r"precision 'float16' does not exist: use auto, float32, bfloat16"),
         ({"stages": {"3": everything()["3"]}}, r"stages: '1-1' is missing"),
         ({"stages": {}}, r"stages: '1-1' is missing"),
+        ({"stages": {"a": everything()["2"] | {"name": "b"}}}, r"stages.a.name is 'b', must be left out"),
+        ({"stages": {"../a": everything()["2"]}}, r"stages.\.\./a: a stage's name is a folder's"),
         ({"stages": everything() | {"2": everything()["2"] | {"lr": 1}}}, r"unknown key stages.2.lr; known are data"),
         ({"stages": everything() | {"2": everything()["2"] | {"data": ["b"]}}}, r"data set 'b' is not one of a"),
         ({"stages": everything() | {"2": everything()["2"] | {"data": "a"}}}, r"stages.2.data must be a list"),
