@@ -121,7 +121,7 @@ def _run(args: argparse.Namespace) -> int:
     from .generate import Sampler
     from .media import read_clip
 
-    Sampler(args.temperature, args.top_p, args.seed)  # a wrong option is told before anything is read
+    Sampler(args.temperature, args.top_p, args.seed, args.top_k)  # a wrong option is told before anything is read
     if args.max_new_tokens is not None and args.max_new_tokens < 1:
         raise UsageError(f"--max-new-tokens must be at least 1, got {args.max_new_tokens}")
     subtitle = args.subtitle
@@ -129,7 +129,7 @@ def _run(args: argparse.Namespace) -> int:
         _say(f"no clip named, so the sample clip is used, with its words: {_SAMPLE.name}")
         subtitle = str(_SAMPLE.with_suffix(".srt")) if subtitle is None else subtitle
     with _progress("reading the clip"):
-        clip = read_clip(args.clip or _SAMPLE, subtitle=subtitle, start=args.start, end=args.end)
+        clip = read_clip(_SAMPLE if args.clip is None else args.clip, subtitle=subtitle, start=args.start, end=args.end)
     for note in clip.notes:
         _say(f"{clip.source}: {note}")
     with _progress("loading the model"):
@@ -153,7 +153,7 @@ def _run(args: argparse.Namespace) -> int:
             ]
     if args.json or args.task == "all":
         identity = _identity(model)
-        records = [_record(args.clip or _SAMPLE.name, reply, identity) for reply in replies]
+        records = [_record(_SAMPLE.name if args.clip is None else args.clip, reply, identity) for reply in replies]
         print(json.dumps(records if args.task == "all" else records[0]))
     else:
         print(replies[0].text)

@@ -53,14 +53,20 @@ def _die_with_parent() -> None:
     os._exit(1)
 
 
+def _limit(kind: int, most: int) -> None:
+    """No more of it than this, nor than the process may have: a batch system's limit can be lower."""
+    _, hard = resource.getrlimit(kind)
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(kind, (most, most))
+
+
 def main() -> None:
     request = json.loads(os.fdopen(os.dup(0), "rb", buffering=0).readline())
     limits = request["limits"]
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    resource.setrlimit(resource.RLIMIT_AS, (limits["memory"],) * 2)
-    cpu = int(limits["seconds"] * (os.cpu_count() or 1)) + 1
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _limit(resource.RLIMIT_AS, limits["memory"])
+    _limit(resource.RLIMIT_CPU, int(limits["seconds"] * (os.cpu_count() or 1)) + 1)
+    _limit(resource.RLIMIT_CORE, 0)
     av.logging.set_level(None)
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing but the answer reaches the parent

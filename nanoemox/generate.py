@@ -11,6 +11,8 @@ from torch import Tensor
 from .errors import UsageError
 from .tokenizer import Tokenizer
 
+_LEAST = 1e-30  # of temperature and top_p: less is nothing in fp32, and divides by nothing
+
 STOP = "###"
 
 
@@ -89,12 +91,12 @@ class Sampler:
                 return torch.from_numpy(logits.detach().numpy().argmax(-1))
             return logits.argmax(-1)
         logits = logits.float()
-        chances = ((logits - logits.amax(-1, keepdim=True)).cpu() / self.temperature).softmax(-1)
+        chances = ((logits - logits.amax(-1, keepdim=True)).cpu() / max(self.temperature, _LEAST)).softmax(-1)
         ranked, order = chances.sort(-1, descending=True)
         if self.top_k:
             ranked[:, self.top_k :] = 0
             ranked /= ranked.sum(-1, keepdim=True)
-        ranked[ranked.cumsum(-1) - ranked >= self.top_p] = 0  # the first token is always kept
+        ranked[ranked.cumsum(-1) - ranked >= max(self.top_p, _LEAST)] = 0  # the first token is always kept
         drawn = torch.multinomial(ranked, 1, generator=self._random)
         return order.gather(-1, drawn).squeeze(-1).to(logits.device)
 

@@ -154,9 +154,9 @@ class NanoEmoX(nn.Module):
     @torch.inference_mode()
     def encode(self, clips: Clip | Sequence[Clip]) -> Encoded:
         """Encode one clip or a batch. All clips of a batch must hold the same streams (ValueError otherwise)."""
-        batch = [clips] if isinstance(clips, Clip) else list(clips)
+        batch, size = [clips] if isinstance(clips, Clip) else list(clips), self.config.vision.image_size
         return self.encode_streams(
-            self._stack("frames", [clip.frames for clip in batch], (FRAMES, 3)),
+            self._stack("frames", [clip.frames for clip in batch], (FRAMES, 3, size, size)),
             self._stack("audio", [clip.audio for clip in batch], (WINDOWS, WINDOW_SAMPLES)),
         )
 

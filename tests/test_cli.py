@@ -74,6 +74,8 @@ def test_info():
         (["run", SAMPLE, "--quantize", "int3"], 2, "use int8 or int4"),
         (["run", SAMPLE, "--quantize", "int8", "--no-fast"], 2, "accelerated form"),
         (["run", SAMPLE, "--temperature", "-1"], 2, "temperature"),
+        (["run", SAMPLE, "--task", "all", "--top-k", "-5"], 2, "top_k"),
+        (["run", ""], 1, "no such file"),
         (["run", SAMPLE, "--max-new-tokens", "0"], 2, "max-new-tokens"),
         (["run", SAMPLE, "--start", "3", "--end", "2"], 2, "start 3.0 and end 2.0"),
         (["run", SAMPLE, "--task", "eri", "--labels", "a,b"], 2, "--labels"),

@@ -11,7 +11,7 @@ from paths import SHARED
 
 import nanoemox
 from nanoemox.errors import CheckpointError, UsageError
-from nanoemox.generate import Request, StopRule, TextStream, generate, postprocess
+from nanoemox.generate import Request, Sampler, StopRule, TextStream, generate, postprocess
 from nanoemox.media import Clip
 from nanoemox.model import NanoEmoX
 from nanoemox.prompts import Templates
@@ -79,7 +79,7 @@ def test_a_batch_is_the_same_as_its_clips(demo):
 def test_clips_of_a_batch_must_match(demo):
     with pytest.raises(ValueError, match="audio"):
         demo.encode([random_clip(0), random_clip(1, audio=None)])
-    with pytest.raises(ValueError, match=r"frames .*\[8, 3\]"):
+    with pytest.raises(ValueError, match=r"frames .*\[8, 3, 224, 224\]"):
         demo.encode(random_clip(0, frames=np.zeros((7, 3, 224, 224), np.uint8)))
     with pytest.raises(ValueError, match="nothing to answer"):
         demo.answer(Clip())
@@ -302,3 +302,16 @@ def test_every_task_has_its_tag_first(task):
 def test_real_clips_are_answered(demo, name):
     reply = demo.answer(nanoemox.read_clip(SHARED / "media" / name), "erg", max_new_tokens=8)
     assert sum(reply.gates) == pytest.approx(1, abs=1e-5) and np.isfinite(reply.face_attention).all()
+
+
+def test_frames_of_another_size_are_refused_and_do_no_harm():
+    model, clip = nanoemox.load(fast=False), random_clip(0)
+    with pytest.raises(ValueError, match=r"frames must start with the shape \[8, 3, 224, 224\]"):
+        model.encode(dataclasses.replace(clip, frames=clip.frames[..., :160, :160]))
+    assert model.encode(clip).face is not None
+
+
+@pytest.mark.parametrize("sampler", [Sampler(temperature=1e-46), Sampler(temperature=1.0, top_p=1e-46)])
+def test_as_little_chance_as_fp32_has_not_is_greedy(sampler):
+    logits = torch.randn(3, 50)
+    assert sampler(logits).equal(logits.argmax(-1))

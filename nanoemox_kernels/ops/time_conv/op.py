@@ -82,7 +82,7 @@ def time_conv(
             f"want x [n, T, C*groups], weight [out, kernel*C], kernel and stride of at least 1, got {list(x.shape)}, "
             f"{list(weight.shape)}, kernel {kernel}, stride {stride}, padding {padding}, trim {trim}"
         )
-    C, odd = divmod(weight.shape[1], kernel)
+    C, odd = weight.shape[1] // kernel, weight.shape[1] % kernel  # no divmod: torch.compile cannot trace it
     if odd or C < 1 or x.shape[2] % C or weight.shape[0] % (x.shape[2] // C):
         raise ValueError(f"weight {list(weight.shape)} with kernel {kernel} has no groups for x {list(x.shape)}")
     if bias is not None and tuple(bias.shape) != (weight.shape[0],):
