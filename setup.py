@@ -26,7 +26,11 @@ AVX512 = [f"-mavx512{part}" for part in ("f", "bw", "dq", "vl")] + ["-mfma", "-m
 # Flags of each instruction set; the names are those of csrc/cpu/kernels.h.
 LEVELS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
-    LEVELS |= {"avx2": ["-mavx2", "-mfma"], "avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512vnni", "-mavx512bf16"]}
+    LEVELS |= {
+        "avx2": ["-mavx2", "-mfma"],
+        "avx512": AVX512,
+        "avx512_bf16": [*AVX512, "-mavx512vnni", "-mavx512bf16"],
+    }
 
 
 class CannotBuild(Exception):
@@ -80,9 +84,13 @@ class BuildNative(build_ext):
         work.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         once = [SOURCES / name for name in ("dispatch.cpp", "engine.cpp")]
-        jobs = [(source, work / f"{source.stem}.o", ["-DNX_X86"] if len(LEVELS) > 1 else []) for source in once]
+        jobs = [
+            (source, work / f"{source.stem}.o", ["-DNX_X86"] if len(LEVELS) > 1 else []) for source in once
+        ]
         for source in sorted(set(SOURCES.glob("*.cpp")) - set(once)):
-            jobs += [(source, work / f"{source.stem}.{n}.o", [f"-DNX_ISA={n}", *fs]) for n, fs in LEVELS.items()]
+            jobs += [
+                (source, work / f"{source.stem}.{n}.o", [f"-DNX_ISA={n}", *fs]) for n, fs in LEVELS.items()
+            ]
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
             list(pool.map(lambda job: run([*command, *job[2], "-c", job[0], "-o", job[1]]), jobs))
         finished = work / target.name
@@ -103,7 +111,9 @@ MODE = os.environ.get("NANOEMOX_BUILD", "auto")
 if MODE not in ("auto", "none", "cpu", "cuda"):
     raise SystemExit(f"NANOEMOX_BUILD={MODE}: want auto, none, cpu or cuda")
 if MODE == "cuda":
-    raise SystemExit("NANOEMOX_BUILD=cuda: there are no CUDA sources; on CUDA the Triton kernels serve every op")
+    raise SystemExit(
+        "NANOEMOX_BUILD=cuda: there are no CUDA sources; on CUDA the Triton kernels serve every op"
+    )
 extensions = []
 if MODE != "none":
     try:

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from gpu import roofline
-from models import encoder_bundle
+from common import roofline
+from common.bundles import encoder_bundle
 
 import nanoemox
 
@@ -20,14 +20,20 @@ def pair(tmp_path_factory, device):
 @pytest.mark.parametrize("encoder", WORK)
 def test_encoder(measure, request, pair, device, encoder, B):
     torch.manual_seed(0)
-    given = torch.randint(0, 256, (B, 8, 3, 224, 224)).float() if encoder != "audio" else torch.randn(B, 8, 32000) / 10
+    given = (
+        torch.randint(0, 256, (B, 8, 3, 224, 224)).float()
+        if encoder != "audio"
+        else torch.randn(B, 8, 32000) / 10
+    )
     given = given.to(device)
     calls = {
         "fast": lambda: getattr(pair[True], encoder)(given),
         "reference": lambda: getattr(pair[False], encoder)(given),
     }
     with torch.inference_mode():
-        for got, want in zip(*(call() if encoder != "face" else (call(),) for call in calls.values()), strict=True):
+        for got, want in zip(
+            *(call() if encoder != "face" else (call(),) for call in calls.values()), strict=True
+        ):
             assert (got - want).float().abs().max() < 0.1 * want.float().abs().max()
     weights = sum(t.nbytes for t in getattr(pair[False], encoder).parameters())
     rounds = max(5, request.config.getoption("--rounds") // (3 if B == 1 else 6))

@@ -12,7 +12,10 @@ from nanoemox_kernels.ops.temporal_xattn import reference as xattn
 E, T, D, H, W = 3, 8, 1024, 512, 1536  # experts, time, encoder width, fusion width, language-model width
 C, M, HEADS, P = 256, 4, 4, 768  # face features, queries, heads, projector
 BATCHES, DTYPES = (1, 8), (torch.bfloat16, torch.float32)
-pytestmark = [pytest.mark.parametrize("B", BATCHES), pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])]
+pytestmark = [
+    pytest.mark.parametrize("B", BATCHES),
+    pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:]),
+]
 
 
 @pytest.fixture
@@ -119,4 +122,9 @@ def test_tap_pool(measure, make, device, dtype, B, select):
         "eager": lambda: taps.tap_pool_(out, hidden, 0.25, select == "mean"),
         "compiled": lambda: fused(out, hidden, 0.25, select == "mean"),
     }
-    measure(name(f"tap_pool_ {select}", dtype, B), calls, B * T * D * (rows * dtype.itemsize + 8), B * T * D * rows)
+    measure(
+        name(f"tap_pool_ {select}", dtype, B),
+        calls,
+        B * T * D * (rows * dtype.itemsize + 8),
+        B * T * D * rows,
+    )

@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from tables import write
+from common.results import write
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 _TABLE: list[dict] = []
@@ -107,7 +107,9 @@ def measure(request, benchmark, clock, probes):
         }
         for name in calls:
             row["us"][name] = statistics.median(walls[name]) * 1e6
-            row["ratio"][name] = statistics.median(b / a for a, b in zip(walls[ours], walls[name], strict=True))
+            row["ratio"][name] = statistics.median(
+                b / a for a, b in zip(walls[ours], walls[name], strict=True)
+            )
         if clock.cuda:
             row["device_us"] = {name: statistics.median(devices[name]) * 1e6 for name in calls}
         floor = max(moved / ceilings["bandwidth"], flops / ceilings["matmul"])

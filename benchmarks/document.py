@@ -20,19 +20,23 @@ benchmarks/results/cpu.
 
 def section(file: Path) -> str:
     found = json.loads(file.read_text())
-    script = HERE / f"{file.stem.split('-')[0]}.py"
+    script = HERE / "cpu" / f"{file.stem.split('-')[0]}.py"
     about = (ast.get_docstring(ast.parse(script.read_text())) or "").split("\n\n")
     title = about[0].split(": ", 1)[1].rstrip(".")
     lines = [
         f"## {title[0].upper()}{title[1:]}",
         "",
-        f"`python benchmarks/{script.name}`. " + " ".join(about[1:]).replace("\n", " "),
+        f"`python benchmarks/cpu/{script.name}`. " + " ".join(about[1:]).replace("\n", " "),
     ]
     tables: dict[tuple[str, ...], list[dict]] = {}
     for row in found["rows"]:
         tables.setdefault(tuple(row), []).append(row)
     for keys, rows in tables.items():
-        lines += ["", "| " + " | ".join(key.replace("_", " ") for key in keys) + " |", "|---" * len(keys) + "|"]
+        lines += [
+            "",
+            "| " + " | ".join(key.replace("_", " ") for key in keys) + " |",
+            "|---" * len(keys) + "|",
+        ]
         lines += ["| " + " | ".join(shown(row[key]) for key in keys) + " |" for row in rows]
     origin = found["from"]
     versions = ", ".join(f"{name} {origin[name]}" for name in ("torch", "transformers") if origin.get(name))
@@ -46,7 +50,9 @@ def shown(value: object) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("results", nargs="+", type=Path)
     args = parser.parse_args()
     PAGE.write_text("\n".join([_HEAD, *map(section, args.results)]))

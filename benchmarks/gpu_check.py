@@ -36,14 +36,20 @@ WARM = ("ops", *speed.ENCODERS)
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/<GPU>-<date>.json")
     parser.add_argument("--only", choices=STEPS)
-    parser.add_argument("--minutes", type=float, default=9.0, help="what does not fit is left out and said (default 9)")
+    parser.add_argument(
+        "--minutes", type=float, default=9.0, help="what does not fit is left out and said (default 9)"
+    )
     parser.add_argument("--commit", help="where the tree is a copy without its repository")
     parser.add_argument("--dry-run", action="store_true", help="list the steps; needs no GPU")
     for name in ("--smoke", "--warm", "--profile"):  # what the steps run in processes of their own
-        parser.add_argument(name, help=argparse.SUPPRESS, **({"action": "store_true"} if name == "--smoke" else {}))
+        parser.add_argument(
+            name, help=argparse.SUPPRESS, **({"action": "store_true"} if name == "--smoke" else {})
+        )
     return parser.parse_args()
 
 

@@ -12,13 +12,13 @@ _HOME = {
     "Clip": "media",
     "Limits": "media",
     "NanoEmoX": "model",
-    "Encoded": "model",
+    "Encoded": "modules.encoded",
     "Reply": "tasks",
     "NanoEmoXConfig": "config",
     "MediaError": "errors",
     "CheckpointError": "errors",
     "UsageError": "errors",
-    "Language": "text",
+    "Language": "generation.standalone",
 }
 _MODULES = {"weights", "config", "media", "tasks", "prompts"}
 __all__ = ["__version__", *_HOME]
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
     from .errors import CheckpointError as CheckpointError
     from .errors import MediaError as MediaError
     from .errors import UsageError as UsageError
+    from .generation.standalone import Language as Language
     from .loading import load as load
     from .loading import load_language as load_language
-    from .media import Clip as Clip
-    from .media import Limits as Limits
-    from .media import read_clip as read_clip
-    from .model import Encoded as Encoded
+    from .media.clip import Clip as Clip
+    from .media.clip import Limits as Limits
+    from .media.read import read_clip as read_clip
     from .model import NanoEmoX as NanoEmoX
+    from .modules.encoded import Encoded as Encoded
     from .tasks import Reply as Reply
-    from .text import Language as Language
 
 
 def __getattr__(name: str) -> Any:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
-from .data.cli import add_parser as add_data_parser
+from .commands.data import add_parser as add_data_parser
+from .commands.train import add_parser as add_train_parser
 from .errors import CheckpointError, MediaError, UsageError
-from .train.cli import add_parser as add_train_parser
 
 OK, FAILURE, USAGE, WEIGHTS = 0, 1, 2, 4
 _EPILOG = "exit codes: 0 ok, 1 failure, 2 usage, 3 partial result, 4 missing or wrong weights"
@@ -43,7 +43,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--labels", metavar="A,B,...", help="candidates for mer, msa or mir")
     run.add_argument("--max-new-tokens", type=int, metavar="N", help="default by task, 32 to 512")
     run.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
-    run.add_argument("--top-k", type=int, default=0, metavar="K", help="draw among the K likeliest (default 0: all)")
+    run.add_argument(
+        "--top-k", type=int, default=0, metavar="K", help="draw among the K likeliest (default 0: all)"
+    )
     run.add_argument("--top-p", type=float, default=1.0, help="nucleus of sampling (default 1)")
     run.add_argument("--seed", type=int, help="of sampling")
     run.add_argument("--json", action="store_true", help="one JSON object (an array for --task all)")
@@ -54,7 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--json", action="store_true", help="one JSON object")
     _add_model_options(info)
 
-    convert = commands.add_parser("convert", help="official checkpoints and base models into a bundle", epilog=_EPILOG)
+    convert = commands.add_parser(
+        "convert", help="official checkpoints and base models into a bundle", epilog=_EPILOG
+    )
     convert.set_defaults(run=_convert)
     convert.add_argument(
         "--checkpoint", nargs="+", required=True, metavar="FILE", help="official .pth files; later ones win"
@@ -103,8 +107,12 @@ def _load(args: argparse.Namespace) -> Any:
     from .loading import load
 
     if args.model == "demo":
-        _say("the demo model knows drawn faces and synthetic voices, nothing about people (--model takes a real one)")
-    return load(args.model, fast=not args.no_fast, device=args.device, dtype=args.dtype, quantize=args.quantize)
+        _say(
+            "the demo model knows drawn faces and synthetic voices, nothing about people (--model takes a real one)"
+        )
+    return load(
+        args.model, fast=not args.no_fast, device=args.device, dtype=args.dtype, quantize=args.quantize
+    )
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -118,10 +126,12 @@ def _run(args: argparse.Namespace) -> int:
         raise UsageError(
             "--task all asks every task its own question, greedily: leave out --labels, --question, --temperature"
         )
-    from .generate import Sampler
-    from .media import read_clip
+    from .generation.sampler import Sampler
+    from .media.read import read_clip
 
-    Sampler(args.temperature, args.top_p, args.seed, args.top_k)  # a wrong option is told before anything is read
+    Sampler(
+        args.temperature, args.top_p, args.seed, args.top_k
+    )  # a wrong option is told before anything is read
     if args.max_new_tokens is not None and args.max_new_tokens < 1:
         raise UsageError(f"--max-new-tokens must be at least 1, got {args.max_new_tokens}")
     subtitle = args.subtitle
@@ -129,7 +139,9 @@ def _run(args: argparse.Namespace) -> int:
         _say(f"no clip named, so the sample clip is used, with its words: {_SAMPLE.name}")
         subtitle = str(_SAMPLE.with_suffix(".srt")) if subtitle is None else subtitle
     with _progress("reading the clip"):
-        clip = read_clip(_SAMPLE if args.clip is None else args.clip, subtitle=subtitle, start=args.start, end=args.end)
+        clip = read_clip(
+            _SAMPLE if args.clip is None else args.clip, subtitle=subtitle, start=args.start, end=args.end
+        )
     for note in clip.notes:
         _say(f"{clip.source}: {note}")
     with _progress("loading the model"):
@@ -153,7 +165,9 @@ def _run(args: argparse.Namespace) -> int:
             ]
     if args.json or args.task == "all":
         identity = _identity(model)
-        records = [_record(_SAMPLE.name if args.clip is None else args.clip, reply, identity) for reply in replies]
+        records = [
+            _record(_SAMPLE.name if args.clip is None else args.clip, reply, identity) for reply in replies
+        ]
         print(json.dumps(records if args.task == "all" else records[0]))
     else:
         print(replies[0].text)
@@ -163,7 +177,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _identity(model: Any) -> dict[str, Any]:
-    from .bundle import sha256
+    from .bundle.folder import sha256
 
     return {
         "name": model.config.name,
@@ -181,19 +195,27 @@ def _record(source: str, reply: Any, identity: dict[str, Any]) -> dict[str, Any]
 
 
 def _info(args: argparse.Namespace) -> int:
-    from .info import describe
+    from .commands.info import describe
 
-    info = describe(args.model, fast=not args.no_fast, device=args.device, dtype=args.dtype, quantize=args.quantize)
+    info = describe(
+        args.model, fast=not args.no_fast, device=args.device, dtype=args.dtype, quantize=args.quantize
+    )
     if args.json:
         print(json.dumps(info))
     else:
         for key, value in info.items():
             if isinstance(value, dict):
                 for part, entry in value.items():
-                    print(f"{key:<14}{part}: {entry}" if isinstance(entry, str) else f"  {part:<32}{entry:>15,}")
+                    print(
+                        f"{key:<14}{part}: {entry}" if isinstance(entry, str) else f"  {part:<32}{entry:>15,}"
+                    )
             else:
                 shown = (
-                    f"{value:,}" if isinstance(value, int) else ", ".join(value) if isinstance(value, list) else value
+                    f"{value:,}"
+                    if isinstance(value, int)
+                    else ", ".join(value)
+                    if isinstance(value, list)
+                    else value
                 )
                 print(f"{key:<14}{shown}")
     return OK
@@ -202,7 +224,9 @@ def _info(args: argparse.Namespace) -> int:
 def _convert(args: argparse.Namespace) -> int:
     from .weights import convert
 
-    named = {name: path for name in ("clip", "hubert", "facexformer", "qwen") if (path := getattr(args, name))}
+    named = {
+        name: path for name in ("clip", "hubert", "facexformer", "qwen") if (path := getattr(args, name))
+    }
     if bool(args.components) == bool(named):
         raise UsageError("give either --components, or --clip, --hubert, --facexformer and --qwen")
     with _progress("converting"):

@@ -106,7 +106,10 @@ class AudioConfig(_Sizes):
             max(*self.taps, *self.feature_layers) <= self.layers,
             f"audio: taps {self.taps} and feature layers {self.feature_layers} reach past the {self.layers} layers",
         )
-        _check(self.statistics in ("sample", "batch"), f"audio: statistics {self.statistics!r} is not sample or batch")
+        _check(
+            self.statistics in ("sample", "batch"),
+            f"audio: statistics {self.statistics!r} is not sample or batch",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +134,8 @@ class FaceConfig(_Sizes):
         super().__post_init__()
         _divides(self.query_heads, self.feature_size, "face")
         _check(
-            len(self.depths) == len(self.heads) == 4, "face: depths and heads have one number for each of four stages"
+            len(self.depths) == len(self.heads) == 4,
+            "face: depths and heads have one number for each of four stages",
         )
         for stage, heads in enumerate(self.heads):
             _divides(heads, self.embed_dim * 2**stage, f"face: stage {stage}")
@@ -167,7 +171,9 @@ class BranchConfig(_Sizes):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(self.type in BRANCH_TYPES, f"branch type {self.type!r} is not one of {', '.join(BRANCH_TYPES)}")
+        _check(
+            self.type in BRANCH_TYPES, f"branch type {self.type!r} is not one of {', '.join(BRANCH_TYPES)}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +192,9 @@ class FusionConfig(_Sizes):
     def __post_init__(self) -> None:
         super().__post_init__()
         _divides(self.heads, self.hidden_size, "fusion")
-        _check(self.type in FUSION_TYPES, f"fusion type {self.type!r} is not one of {', '.join(FUSION_TYPES)}")
+        _check(
+            self.type in FUSION_TYPES, f"fusion type {self.type!r} is not one of {', '.join(FUSION_TYPES)}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +217,9 @@ class LanguageConfig(_Sizes):
     def __post_init__(self) -> None:
         super().__post_init__()
         _divides(self.kv_heads, self.heads, "language")
-        _check(self.head_dim % 2 == 0, f"language: head_dim {self.head_dim} must be even for rotary positions")
+        _check(
+            self.head_dim % 2 == 0, f"language: head_dim {self.head_dim} must be even for rotary positions"
+        )
         _check(
             self.model_type in ("qwen2", "llama"),
             f"language: model_type {self.model_type!r} is neither qwen2 nor llama",
@@ -245,7 +255,10 @@ class NanoEmoXConfig:
     def __post_init__(self) -> None:
         forms = ("none", "int8", "int4")
         _check(self.quantize in forms, f"quantize {self.quantize!r} is not one of {', '.join(forms)}")
-        _check(self.quantize == "none" or self.lora is None, "quantised weights hold their adapters: lora must be null")
+        _check(
+            self.quantize == "none" or self.lora is None,
+            "quantised weights hold their adapters: lora must be null",
+        )
         if self.fusion.type == "multiscale":
             _check(
                 len(self.vision.taps) == len(self.audio.taps),

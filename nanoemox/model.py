@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -11,41 +11,26 @@ import torch
 from torch import Tensor, nn
 
 from . import prompts
+from .bundle.folder import CARD
+from .bundle.official_names import OfficialTensors
+from .bundle.save import save_bundle
 from .config import FRAMES, WINDOW_SAMPLES, WINDOWS, NanoEmoXConfig
-from .encoders.audio import AudioEncoder
-from .encoders.face import FaceEncoder, FaceHead
-from .encoders.vision import VisionEncoder
 from .errors import CheckpointError, UsageError
-from .fusion import build_fusion
-from .generate import Request, Sampler, StopRule, TextStream, generate, postprocess
-from .language import LanguageModel
-from .media import Clip
-from .qformer import build_branch
+from .generation.generate import Request, generate
+from .generation.sampler import Sampler
+from .generation.stop import StopRule, TextStream, postprocess
+from .generation.tokenizer import Tokenizer
+from .media.clip import Clip
+from .modules.audio import AudioEncoder
+from .modules.encoded import Encoded
+from .modules.face import FaceEncoder, FaceHead
+from .modules.fusion import build_fusion
+from .modules.language import LanguageModel
+from .modules.qformer import build_branch
+from .modules.vision import VisionEncoder
 from .tasks import TASKS, Reply, Task, check_labels, get_task
-from .tokenizer import Tokenizer
 
 _ENCODERS = ("vision", "audio", "face")
-
-
-@dataclass
-class Encoded:
-    """What the language model is shown of B clips, and what the branches saw.
-
-    visual [B,32,W], speech [B,32,W], face [B,4,W], fusion [B,1,W] in the model's dtype, None where the stream is
-    absent; gates [B,E] and face_attention [B,heads,queries,frames] in fp32; features: the encoders' outputs by name.
-    """
-
-    visual: Tensor | None = None
-    speech: Tensor | None = None
-    face: Tensor | None = None
-    fusion: Tensor | None = None
-    gates: Tensor | None = None
-    face_attention: Tensor | None = None
-    features: dict[str, Tensor] = field(default_factory=dict)
-
-    def stream(self, kind: str) -> Tensor | None:
-        """Tokens of a prompt stream."""
-        return {"frames": self.visual, "audio": self.speech, "face": self.face, "fusion": self.fusion}.get(kind)
 
 
 def reference_parts(config: NanoEmoXConfig) -> dict[str, nn.Module]:
@@ -144,7 +129,9 @@ class NanoEmoX(nn.Module):
 
     def _fuse(self, out: Encoded) -> None:
         read = out.features
-        out.fusion, out.gates = self.fusion(read["audio"], read["audio_taps"], read["visual"], read["visual_taps"])
+        out.fusion, out.gates = self.fusion(
+            read["audio"], read["audio_taps"], read["visual"], read["visual_taps"]
+        )
 
     def _run(self, jobs: Sequence[Callable[[], None]]) -> None:
         """Jobs that do not wait for each other; any but the first may run jobs of its own."""
@@ -165,10 +152,14 @@ class NanoEmoX(nn.Module):
         if not present:
             return None
         if len(present) < len(arrays):
-            raise ValueError(f"some clips of the batch have no {name}: encode clips with the same streams together")
+            raise ValueError(
+                f"some clips of the batch have no {name}: encode clips with the same streams together"
+            )
         for tensor in present:
             if tuple(tensor.shape[: len(leading)]) != leading:
-                raise ValueError(f"{name} must start with the shape {list(leading)}, got {list(tensor.shape)}")
+                raise ValueError(
+                    f"{name} must start with the shape {list(leading)}, got {list(tensor.shape)}"
+                )
         return torch.stack(present).to(self.device)
 
     def splice(self, ids: Tensor, encoded: Encoded) -> Tensor:
@@ -195,12 +186,19 @@ class NanoEmoX(nn.Module):
                 if len(found) == 0:
                     continue
                 if len(found) != count or int(found[-1] - found[0]) != count - 1:
-                    raise ValueError(f"row {row}: want {count} consecutive {kind} placeholders, got {len(found)}")
+                    raise ValueError(
+                        f"row {row}: want {count} consecutive {kind} placeholders, got {len(found)}"
+                    )
                 embeds[row, int(found[0]) : int(found[0]) + count] = tokens[row].to(embeds.dtype)
         return embeds
 
     def prompt_ids(
-        self, clip: Clip, task: str | Task = "mer", *, question: str | None = None, labels: Sequence[str] | None = None
+        self,
+        clip: Clip,
+        task: str | Task = "mer",
+        *,
+        question: str | None = None,
+        labels: Sequence[str] | None = None,
     ) -> list[int]:
         """Token ids of the prompt, bos first."""
         if self.tokenizer is None:
@@ -209,7 +207,9 @@ class NanoEmoX(nn.Module):
         name = prompts.modality_set(
             frames=clip.frames is not None, audio=clip.audio is not None, subtitle=bool(clip.subtitle)
         )
-        asked = question if question is not None else task.ask(labels, self.templates.questions.get(task.name))
+        asked = (
+            question if question is not None else task.ask(labels, self.templates.questions.get(task.name))
+        )
         segments = prompts.build(name, subtitle=clip.subtitle, question=asked, templates=self.templates)
         return [self.tokenizer.bos_id, *prompts.tokenize(segments, self.tokenizer, self.token_counts)]
 
@@ -258,7 +258,9 @@ class NanoEmoX(nn.Module):
         of a reply run until it was complete.
         """
         candidates = {get_task(name).name: check_labels(given) for name, given in (labels or {}).items()}
-        jobs = [_Job(task, None, candidates.get(task.name), max_new_tokens, Sampler()) for task in TASKS.values()]
+        jobs = [
+            _Job(task, None, candidates.get(task.name), max_new_tokens, Sampler()) for task in TASKS.values()
+        ]
         return {reply.task: reply for reply in self._answer(clip, jobs, None, cancelled)}
 
     @torch.inference_mode()
@@ -293,7 +295,9 @@ class NanoEmoX(nn.Module):
         ]
         if feed:
             requests[0].watch = feed.push
-        results = generate(self.language, requests, shared=embeds[0][:shared] if shared else None, cancelled=cancelled)
+        results = generate(
+            self.language, requests, shared=embeds[0][:shared] if shared else None, cancelled=cancelled
+        )
         gates, attention = encoded.gates, encoded.face_attention
         replies = []
         for job, result in zip(jobs, results, strict=True):
@@ -322,9 +326,19 @@ class NanoEmoX(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write a bundle; `nanoemox.load(folder)` gives identical outputs. A bundle that is there is replaced whole."""
-        from .weights import save_bundle
-
-        save_bundle(self, folder)
+        if self.tokenizer is None:
+            raise CheckpointError(
+                "a bundle needs a tokenizer: set model.tokenizer, or start from a loaded bundle"
+            )
+        card = None if self.source is None else self.source / CARD
+        save_bundle(
+            folder,
+            self.config,
+            OfficialTensors(self, self.config),
+            self.tokenizer,
+            self.templates,
+            card=card.read_text() if card is not None and card.is_file() else None,
+        )
 
 
 @dataclass

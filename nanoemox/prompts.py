@@ -7,11 +7,19 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Formatter
+from typing import Protocol
 
 from .errors import CheckpointError
-from .tokenizer import Tokenizer
 
 STREAMS = ("fusion", "audio", "face", "frames", "image")
+
+
+class TextEncoder(Protocol):
+    """What a prompt needs of a tokenizer: ids of plain text, and the id that stands for a token of each stream."""
+
+    placeholder_ids: dict[str, int]
+
+    def encode(self, text: str) -> list[int]: ...
 
 
 @dataclass(frozen=True)
@@ -115,7 +123,9 @@ class Templates:
                     raise ValueError(f"unknown part {part!r}; known are {', '.join(known)}")
                 for name, text in texts.items():
                     if name not in known[part]:
-                        raise ValueError(f"unknown name {part}.{name}; known are {', '.join(sorted(known[part]))}")
+                        raise ValueError(
+                            f"unknown name {part}.{name}; known are {', '.join(sorted(known[part]))}"
+                        )
                     _check_fields(f"{part}.{name}", text, part, name)
         except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{path}: {error}") from error
@@ -193,7 +203,7 @@ def build(
     return merged
 
 
-def tokenize(segments: list[str | Stream], tokenizer: Tokenizer, counts: dict[str, int]) -> list[int]:
+def tokenize(segments: list[str | Stream], tokenizer: TextEncoder, counts: dict[str, int]) -> list[int]:
     """Ids with every placeholder repeated to its count, without bos (a prompt for generation starts with it)."""
     ids: list[int] = []
     for segment in segments:

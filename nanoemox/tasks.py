@@ -102,11 +102,15 @@ def parse_open_labels(text: str, labels: Sequence[str]) -> Parsed:
         parts = split_list(brackets[-1])
     else:
         lines = [re.sub(r"^\s*(?:[-*•]|\d+[.)])\s*", "", line) for line in text.splitlines() if line.strip()]
-        lines[-1:] = [re.split("[:：]" if re.search("[:：]", line) else _SAYS, line)[-1] for line in lines[-1:]]
+        lines[-1:] = [
+            re.split("[:：]" if re.search("[:：]", line) else _SAYS, line)[-1] for line in lines[-1:]
+        ]
         parts = [part for line in lines for part in re.split(r"[,;，；、]|\band\b", line)]
     items = [part.strip(" .!。！\"'*_").lower() for part in parts]
     return Parsed(
-        labels=[item for item in dict.fromkeys(items) if re.fullmatch(r"[^\W\d_]+(?:[ -][^\W\d_]+){0,2}", item)]
+        labels=[
+            item for item in dict.fromkeys(items) if re.fullmatch(r"[^\W\d_]+(?:[ -][^\W\d_]+){0,2}", item)
+        ]
     )
 
 
@@ -125,7 +129,9 @@ def parse_reply(text: str, labels: Sequence[str]) -> Parsed:
     if not closed and "<think>" not in thought:
         return Parsed(labels=emotion, reply=text.strip() or None)
     lines = [line.strip() for line in thought.split("<think>", 1)[-1].splitlines() if line.strip()]
-    places = [next((i for i, word in enumerate(_ORDINALS) if line.lower().startswith(word)), None) for line in lines]
+    places = [
+        next((i for i, word in enumerate(_ORDINALS) if line.lower().startswith(word)), None) for line in lines
+    ]
     if all(place is None for place in places):
         places = list(range(len(lines)))
     chain: list[str | None] = [None] * 4

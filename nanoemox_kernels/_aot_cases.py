@@ -59,7 +59,10 @@ def cases() -> Iterator[Case]:
              stride_xt=C, HEADS=h, BLOCK_T=8, BLOCK_C=256, **tuned("xattn_context")),
         2 * (T * C + h * M * C) + 4 * (M * h * C + h * M * T),
     )  # fmt: skip
-    for name, K, N, out, gelu in (("xattn hidden", h * C, P, FP32, True), ("xattn tokens", P, W, BF16, False)):
+    for name, K, N, out, gelu in (
+        ("xattn hidden", h * C, P, FP32, True),
+        ("xattn tokens", P, W, BF16, False),
+    ):
         yield Case(
             name, _rows_linear,
             dict(out_ptr=out, rows_ptr=FP32, weight_ptr=BF16, bias_ptr=FP32, residual_ptr=FP32, R=M, E=1, K=K, N=N,
@@ -145,7 +148,9 @@ def cases() -> Iterator[Case]:
         4 * 8 * (parts + 2) * D,
     )  # fmt: skip
     for name, count, quick in (("gelu_", 8 * 99 * 4096, False), ("quick_gelu_", 8 * 257 * 4096, True)):
-        yield Case(name, _activation, dict(x_ptr=BF16, COUNT=count, QUICK=quick, **tuned("activation")), 4 * count)
+        yield Case(
+            name, _activation, dict(x_ptr=BF16, COUNT=count, QUICK=quick, **tuned("activation")), 4 * count
+        )
     # norm_act: HuBERT's first layer whole, and what follows the second product
     D, samples, kernel, stride, after = 512, 32000, 10, 5, 6399
     settings = tuned("conv_norm_act")

@@ -19,7 +19,7 @@ def path(gpu: str) -> Path:
 
 @cache
 def load(gpu: str) -> dict[str, dict[str, int]]:
-    """Every kernel's settings on a GPU; "" for the default. benchmarks/tune.py changes the one that it is given."""
+    """Every kernel's settings on a GPU; "" for the default. benchmarks/gpu/tune.py changes the one that it is given."""
     found: dict[str, dict[str, int]] = {}
     for file in (_FOLDER / "default.json", path(gpu)):
         if file.is_file():

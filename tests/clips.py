@@ -12,7 +12,9 @@ from av.video.reformatter import Interpolation
 def picture(i: int, width: int, height: int) -> np.ndarray:
     """Frame i: smooth shades that tell frames and directions apart."""
     y, x = np.mgrid[0:height, 0:width]
-    image = np.stack([x * 255 / max(width - 1, 1), y * 255 / max(height - 1, 1), 0 * x + (37 * i) % 256], axis=-1)
+    image = np.stack(
+        [x * 255 / max(width - 1, 1), y * 255 / max(height - 1, 1), 0 * x + (37 * i) % 256], axis=-1
+    )
     return image.astype(np.uint8)
 
 
@@ -57,7 +59,9 @@ def write_video(
     return path
 
 
-def write_wav(path: Path, samples: np.ndarray, rate: int, *, layout="mono", codec="pcm_s16le", format="s16p") -> Path:
+def write_wav(
+    path: Path, samples: np.ndarray, rate: int, *, layout="mono", codec="pcm_s16le", format="s16p"
+) -> Path:
     """samples [channels, n] in the sample type of `format` (planar)."""
     with av.open(str(path), "w") as container:
         audio = container.add_stream(codec, rate=rate, layout=layout)
@@ -70,7 +74,9 @@ def write_wav(path: Path, samples: np.ndarray, rate: int, *, layout="mono", code
 
 def tone(count: int, rate: int, hertz: float = 220.0) -> np.ndarray:
     t = np.arange(count) / rate
-    return (0.4 * np.sin(2 * np.pi * hertz * t) * (0.5 + 0.5 * np.sin(2 * np.pi * 1.7 * t))).astype(np.float32)
+    return (0.4 * np.sin(2 * np.pi * hertz * t) * (0.5 + 0.5 * np.sin(2 * np.pi * 1.7 * t))).astype(
+        np.float32
+    )
 
 
 def sequential(path: Path) -> list[tuple[float, np.ndarray]]:
@@ -81,5 +87,10 @@ def sequential(path: Path) -> list[tuple[float, np.ndarray]]:
         begin = 0 if -0.5 < begin < 0 else begin
         for frame in container.decode(video=0):
             small = frame.reformat(224, 224, "rgb24", interpolation=Interpolation.BILINEAR)
-            out.append((math.nan if frame.time is None else frame.time - begin, small.to_ndarray().transpose(2, 0, 1)))
+            out.append(
+                (
+                    math.nan if frame.time is None else frame.time - begin,
+                    small.to_ndarray().transpose(2, 0, 1),
+                )
+            )
     return out

@@ -48,7 +48,9 @@ def main(source: Path) -> None:
     keys = json.loads((source / "keys.json").read_text())
     behaviour = json.loads((source / "behaviour.json").read_text())
     behaviour["keys"] = {
-        group: digest({name: tuple(shape) for name, (shape, kind) in held.items() if not kind.startswith("int")})
+        group: digest(
+            {name: tuple(shape) for name, (shape, kind) in held.items() if not kind.startswith("int")}
+        )
         for group, held in keys.items()
     }
     (FOLDER / "behaviour.json").write_text(json.dumps(behaviour, separators=(",", ":")) + "\n")

@@ -9,7 +9,8 @@ from recipe import fill
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from nanoemox.bundle import build_empty, shapes
+from nanoemox.build import build_empty
+from nanoemox.bundle.official_names import shapes
 from nanoemox.config import (
     AudioConfig,
     BranchConfig,
@@ -66,7 +67,9 @@ def checkpoint(config: NanoEmoXConfig, path: Path, **changes) -> Path:
     model = {name: value(name, shape) for name, shape in wanted.items() if is_trained(name)}
     language, width = config.language, config.language.hidden_size
     extras = {
-        "llama_model.base_model.model.lm_head.weight": torch.zeros(language.vocab_size, width, dtype=torch.float16),
+        "llama_model.base_model.model.lm_head.weight": torch.zeros(
+            language.vocab_size, width, dtype=torch.float16
+        ),
         "image_llama_proj.weight": torch.zeros(width, config.vision.hidden_size),
         "image_llama_proj.bias": torch.zeros(width),
         "facial_encoder.lynorm.weight": torch.ones(config.face.feature_size),
@@ -85,7 +88,9 @@ def checkpoint(config: NanoEmoXConfig, path: Path, **changes) -> Path:
     return path
 
 
-def components(config: NanoEmoXConfig, folder: Path, *, old_spelling: bool = False, changes=None) -> dict[str, Path]:
+def components(
+    config: NanoEmoXConfig, folder: Path, *, old_spelling: bool = False, changes=None
+) -> dict[str, Path]:
     """The four base models. `changes` maps a published name to another tensor or to None."""
     wanted, changes = tensors(config), changes or {}
     paths = {name: folder / name for name in ("clip", "hubert", "qwen")} | {"facexformer": folder / "face.pt"}
@@ -112,7 +117,10 @@ def components(config: NanoEmoXConfig, folder: Path, *, old_spelling: bool = Fal
 
     names = strip(wanted, "acoustic_encoder.model.")
     if old_spelling:
-        spelling = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+        spelling = {
+            "parametrizations.weight.original0": "weight_g",
+            "parametrizations.weight.original1": "weight_v",
+        }
         for new, old in spelling.items():
             names = {name.replace(new, old): official for name, official in names.items()}
         torch.save(held(names), paths["hubert"] / "pytorch_model.bin")

@@ -10,6 +10,7 @@ import torch
 from recipe import fill, signal
 from torch import Tensor, nn
 
+from nanoemox.bundle.official_names import targets
 from nanoemox.config import (
     SAMPLE_RATE,
     AudioConfig,
@@ -20,14 +21,13 @@ from nanoemox.config import (
     QFormerConfig,
     VisionConfig,
 )
-from nanoemox.encoders.audio import AudioEncoder
-from nanoemox.encoders.face import FaceEncoder, FaceHead
-from nanoemox.encoders.vision import VisionEncoder
-from nanoemox.fusion import build_fusion
-from nanoemox.names import targets
-from nanoemox.qformer import build_branch
-from nanoemox.resample import Resampler
-from nanoemox.sampling import frame_indices, window_starts
+from nanoemox.media.positions import frame_indices, window_starts
+from nanoemox.media.resample import Resampler
+from nanoemox.modules.audio import AudioEncoder
+from nanoemox.modules.face import FaceEncoder, FaceHead
+from nanoemox.modules.fusion import build_fusion
+from nanoemox.modules.qformer import build_branch
+from nanoemox.modules.vision import VisionEncoder
 from nanoemox.train.collate import collate
 
 WIDTH, FEATURES = 1536, 1024
@@ -35,7 +35,13 @@ BOS, EOS = 151644, 151645
 Given = dict[str, Tensor]
 SMALL_VISION = VisionConfig(hidden_size=64, mlp_size=128, heads=4, image_size=28)
 SMALL_AUDIO = AudioConfig(
-    hidden_size=64, mlp_size=128, heads=4, conv_dim=(32,) * 7, position_kernel=16, position_groups=4, statistics="batch"
+    hidden_size=64,
+    mlp_size=128,
+    heads=4,
+    conv_dim=(32,) * 7,
+    position_kernel=16,
+    position_groups=4,
+    statistics="batch",
 )
 
 
@@ -55,7 +61,9 @@ def filled(config: NanoEmoXConfig, strip: str = "", **parts: nn.Module) -> nn.Mo
 
 def fusion(given: Given) -> Given:
     config = NanoEmoXConfig()
-    module = filled(config, fusion=build_fusion(config.fusion, config.qformer, 3, FEATURES, FEATURES, WIDTH))["fusion"]
+    module = filled(config, fusion=build_fusion(config.fusion, config.qformer, 3, FEATURES, FEATURES, WIDTH))[
+        "fusion"
+    ]
     out = {}
     for case, (b, ta, tv) in {"A": (2, 8, 8), "B": (3, 5, 6), "C": (1, 8, 6)}.items():
         audio = signal(f"fusion/{case}/audio_multi", (b, ta, 3 * FEATURES))
@@ -93,7 +101,9 @@ def face_head(given: Given) -> Given:
 
 
 def face_encoder(given: Given) -> Given:
-    modules = filled(NanoEmoXConfig(), face=FaceEncoder(FaceConfig()), face_head=FaceHead(FaceConfig(), WIDTH))
+    modules = filled(
+        NanoEmoXConfig(), face=FaceEncoder(FaceConfig()), face_head=FaceHead(FaceConfig(), WIDTH)
+    )
     frames = given["face_encoder/frames_u8"]
     stages = modules["face"].stages(frames[0])
     features = modules["face"](frames)
@@ -150,9 +160,15 @@ def sampling(given: Given) -> Given:
 
 
 def collation(given: Given) -> Given:
-    pairs = [(given[f"collate/s{i}/prompt"].tolist(), given[f"collate/s{i}/target"].tolist()) for i in range(3)]
+    pairs = [
+        (given[f"collate/s{i}/prompt"].tolist(), given[f"collate/s{i}/target"].tolist()) for i in range(3)
+    ]
     ids, labels, mask = collate(pairs, bos=BOS, eos=EOS, pad=EOS)
-    return {"collate/input_ids": ids, "collate/labels": labels, "collate/attention_mask": mask.to(torch.uint8)}
+    return {
+        "collate/input_ids": ids,
+        "collate/labels": labels,
+        "collate/attention_mask": mask.to(torch.uint8),
+    }
 
 
 def variants(given: Given) -> Given:

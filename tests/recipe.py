@@ -36,7 +36,9 @@ def fill(key: str, shape) -> torch.Tensor:
         offset = 1.0
     elif len(shape) > 1:
         fixed = {"query_tokens": 0.02, "position_embedding.weight": 0.5}
-        scale = next((s for end, s in fixed.items() if key.endswith(end)), 1 / math.sqrt(math.prod(shape[1:])))
+        scale = next(
+            (s for end, s in fixed.items() if key.endswith(end)), 1 / math.sqrt(math.prod(shape[1:]))
+        )
     return torch.from_numpy((offset + scale * stream(key, shape)).astype(np.float32))
 
 

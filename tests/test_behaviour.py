@@ -2,7 +2,7 @@
 
 import pytest
 
-from nanoemox.generate import StopRule, postprocess
+from nanoemox.generation.stop import StopRule, postprocess
 from nanoemox.prompts import MODALITY_SETS, Stream, Templates, build
 from nanoemox.train.schedule import Schedule
 
@@ -56,9 +56,13 @@ def test_modality_sets(behaviour):
     assert set(behaviour["modality_sets"]) == set(MODALITY_SETS)
     for name, want in behaviour["modality_sets"].items():
         for official in (False, True):
-            segments = build(name, subtitle="WORDS", question="Q?", templates=Templates(), official_start=official)
+            segments = build(
+                name, subtitle="WORDS", question="Q?", templates=Templates(), official_start=official
+            )
             text = "".join(s if isinstance(s, str) else f"[{s.kind}]" for s in segments)
-            assert [s.kind for s in segments if isinstance(s, Stream)] == [kinds[k] for k in want["placeholders"]], name
+            assert [s.kind for s in segments if isinstance(s, Stream)] == [
+                kinds[k] for k in want["placeholders"]
+            ], name
             assert text.startswith("###Human: ") == (want["starts_with_human_tag"] or not official), name
             assert ("<Subtitle>WORDS</Subtitle>" in text) == want["has_subtitle"], name
             assert text.endswith("Q?" + want["tail"]), name
@@ -68,7 +72,9 @@ def test_modality_sets(behaviour):
 def test_learning_rates(behaviour):
     for case in behaviour["lr"]:
         epochs, init, minimum, start = PHASES[case["phase"]]
-        schedule = Schedule(epochs=epochs, steps_per_epoch=5000, init=init, minimum=minimum, warmup_start=start)
+        schedule = Schedule(
+            epochs=epochs, steps_per_epoch=5000, init=init, minimum=minimum, warmup_start=start
+        )
         assert schedule.rate(case["epoch"], case["iter"]) == pytest.approx(case["lr"], rel=1e-12), case
 
 
@@ -80,7 +86,9 @@ def test_legacy_schedule_counts_epochs_from_one():
 
 
 def test_short_epochs_warm_up_without_a_jump():
-    schedule = Schedule(epochs=4, steps_per_epoch=50, init=1e-3, minimum=1e-5, warmup_start=1e-6, warmup_steps=100)
+    schedule = Schedule(
+        epochs=4, steps_per_epoch=50, init=1e-3, minimum=1e-5, warmup_start=1e-6, warmup_steps=100
+    )
     rates = [schedule.rate(epoch, step) for epoch in range(4) for step in range(50)]
     assert max(abs(a - b) for a, b in zip(rates, rates[1:], strict=False)) < 2.5e-5
     assert max(rates) == pytest.approx(1e-3) and rates[-1] < 2e-5

@@ -39,14 +39,23 @@ def test_json(task):
     assert [[[len(q) for q in head] for head in reply["face_attention"]]] == [[[8] * 4] * 4]
     assert set(reply["seconds"]) == {"read", "encode", "prefill", "decode"}
     assert set(reply["model"]) == {"name", "sha256", "dtype", "device", "fast", "quantize"}
-    digest = subprocess.run(["sha256sum", ROOT / "nanoemox/demo/model.safetensors"], capture_output=True, text=True)
+    digest = subprocess.run(
+        ["sha256sum", ROOT / "nanoemox/demo/model.safetensors"], capture_output=True, text=True
+    )
     assert reply["model"]["sha256"] == digest.stdout.split()[0]
     assert len(out.stderr.splitlines()) == 1 and "drawn faces" in out.stderr
 
 
 def test_all_tasks_and_plain_text(tmp_path):
     out = run("run", "--task", "all", "--max-new-tokens", 2)
-    assert [reply["task"] for reply in json.loads(out.stdout)] == ["msa", "mer", "ov-mer", "eri", "mir", "erg"]
+    assert [reply["task"] for reply in json.loads(out.stdout)] == [
+        "msa",
+        "mer",
+        "ov-mer",
+        "eri",
+        "mir",
+        "erg",
+    ]
     out = run("run", SAMPLE, "--max-new-tokens", 4, "--no-fast", "--dtype", "float32")
     clip = nanoemox.read_clip(SAMPLE)
     want = nanoemox.load("demo", fast=False, dtype="float32", device="cpu").answer(clip, max_new_tokens=4)
@@ -101,7 +110,9 @@ def test_a_mistake_is_one_line(arguments, code, said, tmp_path):
 
 
 def test_any_locale_and_a_closed_pipe():
-    out = run("run", SAMPLE, "--subtitle", "悲しい 😢", "--max-new-tokens", 2, "--json", LC_ALL="C", PYTHONUTF8="0")
+    out = run(
+        "run", SAMPLE, "--subtitle", "悲しい 😢", "--max-new-tokens", 2, "--json", LC_ALL="C", PYTHONUTF8="0"
+    )
     assert out.returncode == 0 and json.loads(out.stdout)
     command = f"{sys.executable} -m nanoemox.cli run --max-new-tokens 2 | true"
     closed = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)

@@ -10,7 +10,7 @@ from official import NARROW
 from safetensors.torch import load_file, save_file
 
 import nanoemox
-from nanoemox.bundle import sha256
+from nanoemox.bundle.folder import sha256
 from nanoemox.errors import CheckpointError, UsageError
 from nanoemox.weights import convert
 
@@ -75,7 +75,11 @@ def test_both_weight_norm_spellings_and_bin_files(files, bundles, tmp_path):
         "hubert": official.components(NARROW, tmp_path / "base", old_spelling=True)["hubert"]
     }
     out = convert(
-        checkpoint=files["checkpoint"], components=components, out=tmp_path / "b", dtype="float32", config=NARROW
+        checkpoint=files["checkpoint"],
+        components=components,
+        out=tmp_path / "b",
+        dtype="float32",
+        config=NARROW,
     )
     a, b = (load_file(folder / "model.safetensors") for folder in (out, bundles["keep"]))
     assert set(a) == set(b) and all(torch.equal(a[name], b[name]) for name in a)
@@ -84,7 +88,11 @@ def test_both_weight_norm_spellings_and_bin_files(files, bundles, tmp_path):
 def test_components_are_found_in_a_folder(files, bundles, tmp_path):
     folder = files["components"]["clip"].parent
     out = convert(
-        checkpoint=[files["checkpoint"]], components=folder, out=tmp_path / "b", dtype="float32", config=NARROW
+        checkpoint=[files["checkpoint"]],
+        components=folder,
+        out=tmp_path / "b",
+        dtype="float32",
+        config=NARROW,
     )
     assert sha256(out) == sha256(bundles["keep"])
 
@@ -101,7 +109,10 @@ def test_later_checkpoints_win(files, tmp_path):
     ("changes", "named"),
     [
         ({"video_proj.bias": None}, "missing: video_proj.bias"),
-        ({"video_proj.bias": None, "video_projection.bias": torch.zeros(48)}, "unknown: video_projection.bias"),
+        (
+            {"video_proj.bias": None, "video_projection.bias": torch.zeros(48)},
+            "unknown: video_projection.bias",
+        ),
         ({"audio_llama_proj.weight": torch.zeros(48, 99)}, r"audio_llama_proj.weight is \[48, 99\]"),
         ({"video_proj.bias": "text"}, "video_proj.bias is not a tensor"),
     ],
@@ -118,7 +129,10 @@ def test_a_wrong_key_of_the_checkpoint_is_named(files, changes, named, tmp_path)
     [
         ({"vision_model.embeddings.class_embedding": None}, "class_embedding"),
         ({"new.tensor": torch.zeros(2)}, "unknown key new.tensor"),
-        ({"encoder.layers.1.attention.k_proj.weight": torch.zeros(32, 31)}, "layers.1.attention.k_proj.weight"),
+        (
+            {"encoder.layers.1.attention.k_proj.weight": torch.zeros(32, 31)},
+            "layers.1.attention.k_proj.weight",
+        ),
         ({"linear_fuse.weight": None}, "linear_fuse.weight"),
         ({"model.layers.1.self_attn.q_proj.bias": None}, "layers.1.self_attn.q_proj.base_layer.bias"),
     ],
@@ -135,12 +149,21 @@ def test_merging_wants_every_adapter_whole(files, tmp_path):
     for changes, named in (
         ({name.format("A"): None, name.format("B"): None}, "missing: .*layers.1.self_attn.q_proj.lora_A"),
         ({name.format("A"): torch.zeros(4, 33)}, r"lora_A.default.weight is \[4, 33\]"),
-        ({name.format("B"): torch.zeros(48, 4, dtype=torch.int8)}, "lora_B.default.weight is not a dense float32"),
+        (
+            {name.format("B"): torch.zeros(48, 4, dtype=torch.int8)},
+            "lora_B.default.weight is not a dense float32",
+        ),
     ):
         path = official.checkpoint(NARROW, tmp_path / "x.pth", **changes)
         for lora in ("merge", "keep"):
             with pytest.raises(CheckpointError, match=named):
-                convert(checkpoint=path, components=files["components"], out=tmp_path / "b", config=NARROW, lora=lora)
+                convert(
+                    checkpoint=path,
+                    components=files["components"],
+                    out=tmp_path / "b",
+                    config=NARROW,
+                    lora=lora,
+                )
 
 
 def test_what_is_ambiguous_is_refused(files, tmp_path):
@@ -170,11 +193,21 @@ def test_damaged_pickles(files, tmp_path):
     for data in (b"just text", b"", whole[:500], whole[: len(whole) // 2], bytes(2000)):
         (tmp_path / "x.pth").write_bytes(data)
         with pytest.raises(CheckpointError, match="x.pth"):
-            convert(checkpoint=tmp_path / "x.pth", components=files["components"], out=tmp_path / "b", config=NARROW)
+            convert(
+                checkpoint=tmp_path / "x.pth",
+                components=files["components"],
+                out=tmp_path / "b",
+                config=NARROW,
+            )
     for held in ([1], {"model": {3: torch.zeros(1)}}, {"weights": {}}):
         torch.save(held, tmp_path / "x.pth")
         with pytest.raises(CheckpointError, match="is this the right file"):
-            convert(checkpoint=tmp_path / "x.pth", components=files["components"], out=tmp_path / "b", config=NARROW)
+            convert(
+                checkpoint=tmp_path / "x.pth",
+                components=files["components"],
+                out=tmp_path / "b",
+                config=NARROW,
+            )
 
 
 class Explosive:
@@ -189,7 +222,9 @@ def test_a_pickle_with_code_is_not_run(files, tmp_path, monkeypatch):
         pickle.dump(Explosive(), file)
     for name in ("x.pth", "old.pth"):
         with pytest.raises(CheckpointError, match=name):
-            convert(checkpoint=tmp_path / name, components=files["components"], out=tmp_path / "b", config=NARROW)
+            convert(
+                checkpoint=tmp_path / name, components=files["components"], out=tmp_path / "b", config=NARROW
+            )
     assert not (tmp_path / "exploded").exists() and not (tmp_path / "b").exists()
 
 

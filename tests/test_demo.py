@@ -15,7 +15,14 @@ from nanoemox.media import Clip
 from nanoemox.tasks import EMOTIONS, MINTREC2_INTENTS, POLARITIES, Parsed
 
 DEMO = ROOT / "nanoemox" / "demo"
-SHIPPED = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", "sample.mp4")
+SHIPPED = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "README.md",
+    "sample.mp4",
+)
 
 
 @pytest.fixture(scope="module")
@@ -67,5 +74,9 @@ def test_measures():
     right = {"msa": ["negative"], "mer": ["sad"], "ov-mer": ["sad"], "mir": ["leave"], "erg": ["happy"]}
     got = measure([case, case], [{task: Parsed(labels=labels) for task, labels in right.items()}, dict.fromkeys(
         right, Parsed())])  # fmt: skip
-    assert got["emotion"] == 50 and got["sentiment"] == pytest.approx(200 / 3) and got["intent"] == got["chain"] == 0
+    assert (
+        got["emotion"] == 50
+        and got["sentiment"] == pytest.approx(200 / 3)
+        and got["intent"] == got["chain"] == 0
+    )
     assert got["open labels"] == pytest.approx(100 / 3)

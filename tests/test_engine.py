@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from nanoemox_kernels import decode_engine as engine
-from nanoemox_kernels import matrix
+from nanoemox_kernels.decode import cpu_engine as engine
+from nanoemox_kernels.linear import quantized as matrix
 
 pytestmark = pytest.mark.skipif(engine.why_not() != "", reason=f"no decode engine: {engine.why_not()}")
 
@@ -43,7 +43,7 @@ def ours(model, quantize=None):
     """The engine's form of a copy of the model."""
     from copy import deepcopy
 
-    from nanoemox.fast.decoding import engine_language
+    from nanoemox.fast.decode.build import engine_language
 
     return engine_language(deepcopy(model), quantize)
 
@@ -95,12 +95,17 @@ def test_greedy_text_is_hugging_faces(dtype):
     for seed in range(10):
         torch.manual_seed(seed)
         ids = torch.randint(0, 900, (1, 5 + seed))
-        want = model.generate(ids, max_new_tokens=32, do_sample=False, output_logits=True, return_dict_in_generate=True)
+        want = model.generate(
+            ids, max_new_tokens=32, do_sample=False, output_logits=True, return_dict_in_generate=True
+        )
         logits, state = language.start(language.embed(ids))
         for t, token in enumerate(want.sequences[0, ids.shape[1] :]):
             if int(logits.argmax()) != int(token):  # counted, and the reference's token is followed
                 two = want.logits[t][0, [int(token), int(logits.argmax())]].float()
-                assert dtype == torch.bfloat16 and (two[0] - two[1]).item() <= 0.02 * want.logits[t].abs().max().item()
+                assert (
+                    dtype == torch.bfloat16
+                    and (two[0] - two[1]).item() <= 0.02 * want.logits[t].abs().max().item()
+                )
                 ties += 1
             logits = language.step(token[None], state)
     assert ties <= 6  # of 320
@@ -116,7 +121,7 @@ def test_sequences_of_a_batch_do_not_see_each_other_and_the_cache_grows():
         alone = teacher_forced(language, ids[row : row + 1], 10)
         torch.testing.assert_close(alone[0], together[row], rtol=1e-4, atol=1e-4)
     # A cache that is full moves into a longer one in the middle of an answer.
-    from nanoemox.fast import decoding
+    from nanoemox.fast.decode import cpu as decoding
 
     small, decoding._ROOM = decoding._ROOM, 16
     try:
@@ -172,7 +177,7 @@ def test_quantised_engine_is_the_model_with_quantised_weights(quantize, bound):
 @torch.inference_mode()
 @pytest.mark.parametrize(("kind", "heads", "kv_heads"), [("qwen2", 4, 2), ("llama", 6, 1)])
 def test_smoothing_changes_nothing_but_the_sizes_of_columns(kind, heads, kv_heads):
-    from nanoemox.fast.smoothing import Smoothing
+    from nanoemox.fast.decode.smoothing import Smoothing
 
     model = hugging_face(kind, heads, kv_heads, 64, True, 300, torch.float32)
     for layer in model.model.layers:
@@ -236,7 +241,10 @@ def test_what_is_refused():
         held.step([1], [4])
     layer, rows = language.layers[0], matrix.quantize_int8_rows(torch.randn(256, 256))
     for wrong, why in (
-        (layer._replace(q=matrix.Matrix(torch.zeros(3, 3))), r"q: want a contiguous fp32 \[256, 256\], got \[3, 3\]"),
+        (
+            layer._replace(q=matrix.Matrix(torch.zeros(3, 3))),
+            r"q: want a contiguous fp32 \[256, 256\], got \[3, 3\]",
+        ),
         (engine.EngineLayer._make([rows] * 7 + [*layer[7:]]), "q: the engine takes int8, not int8_rows"),
     ):
         with pytest.raises(ValueError, match=f"layer 0 {why}"):

@@ -10,26 +10,32 @@ from official import NARROW as OFFICIAL
 
 import nanoemox
 from nanoemox.config import FaceConfig
-from nanoemox.encoders.face import FaceEncoder
 from nanoemox.errors import CheckpointError
-from nanoemox.fast import FastNanoEmoX, accelerate, why_not
+from nanoemox.fast.accelerate import accelerate
 from nanoemox.fast.face import FastFace
+from nanoemox.fast.layers.tensor_store import Weights
+from nanoemox.fast.model import FastNanoEmoX
 from nanoemox.fast.qformer import FastQFormerBranch
-from nanoemox.fast.weights import Weights
+from nanoemox.fast.support import why_not
 from nanoemox.loading import fast_parts
 from nanoemox.media import Clip
 from nanoemox.model import NanoEmoX
-from nanoemox.qformer import build_branch
+from nanoemox.modules.face import FaceEncoder
+from nanoemox.modules.qformer import build_branch
 from nanoemox.weights import random_bundle
 
-NARROW = replace(OFFICIAL, language=replace(OFFICIAL.language, vocab_size=1024))  # room for the demo's tokenizer
+NARROW = replace(
+    OFFICIAL, language=replace(OFFICIAL.language, vocab_size=1024)
+)  # room for the demo's tokenizer
 STREAMS = ("visual", "speech", "face", "fusion", "gates", "face_attention")
 
 
 def batch(B=2, seed=0):
     random = np.random.default_rng(seed)
     frames = random.integers(0, 256, (B, 8, 3, 224, 224), dtype=np.uint8)
-    return torch.from_numpy(frames), torch.from_numpy(random.standard_normal((B, 8, 32000)).astype(np.float32) / 10)
+    return torch.from_numpy(frames), torch.from_numpy(
+        random.standard_normal((B, 8, 32000)).astype(np.float32) / 10
+    )
 
 
 def outputs(encoded):
@@ -58,7 +64,9 @@ def test_demo_in_fp32(given):
 
 def test_demo_in_bf16_errs_no_more_than_the_reference():
     streams = batch()
-    exact, low, got = (encode("demo", f, d, *streams) for f, d in ((0, "float32"), (0, "bfloat16"), (1, "bfloat16")))
+    exact, low, got = (
+        encode("demo", f, d, *streams) for f, d in ((0, "float32"), (0, "bfloat16"), (1, "bfloat16"))
+    )
     for name in exact:
         peak = exact[name].abs().max()
         error, own = ((x[name] - exact[name]).abs().max() / peak for x in (got, low))
@@ -68,7 +76,10 @@ def test_demo_in_bf16_errs_no_more_than_the_reference():
 def variants():
     vision, audio = NARROW.vision, NARROW.audio
     yield "narrow", NARROW
-    yield "gelu and other taps", replace(NARROW, vision=replace(vision, activation="gelu", taps=vision.taps[::-1]))
+    yield (
+        "gelu and other taps",
+        replace(NARROW, vision=replace(vision, activation="gelu", taps=vision.taps[::-1])),
+    )
     last = (*audio.taps[:-1], audio.layers)
     yield "tap of the final norm", replace(NARROW, audio=replace(audio, taps=last))
     yield "post-norm audio", replace(NARROW, audio=replace(audio, stable_layer_norm=False))
@@ -80,9 +91,15 @@ def variants():
         "edge taps",
         replace(
             NARROW,
-            vision=replace(vision, taps=(4, 0, 4), feature_layer=4, activation="relu", patch_size=50, heads=4),
+            vision=replace(
+                vision, taps=(4, 0, 4), feature_layer=4, activation="relu", patch_size=50, heads=4
+            ),
             audio=replace(
-                audio, taps=(0, 2, 2), feature_layers=(3, 1, 1), position_kernel=7, projection_layer_norm=False
+                audio,
+                taps=(0, 2, 2),
+                feature_layers=(3, 1, 1),
+                position_kernel=7,
+                projection_layer_norm=False,
             ),
         ),
     )
@@ -91,10 +108,14 @@ def variants():
         replace(
             NARROW,
             vision=replace(vision, taps=(0, 0, 0), feature_layer=0),
-            audio=replace(audio, taps=(0, 0, 0), feature_layers=(0,), activation="relu", conv_activation="gelu_new"),
+            audio=replace(
+                audio, taps=(0, 0, 0), feature_layers=(0,), activation="relu", conv_activation="gelu_new"
+            ),
         ),
     )
-    ends = replace(audio, stable_layer_norm=False, taps=(4, 0, 3), feature_layers=(4,), conv_dim=(16, 8) * 3 + (24,))
+    ends = replace(
+        audio, stable_layer_norm=False, taps=(4, 0, 3), feature_layers=(4,), conv_dim=(16, 8) * 3 + (24,)
+    )
     yield "post-norm to the end", replace(NARROW, audio=ends)
     yield (
         "shifted windows",
@@ -149,7 +170,9 @@ def test_layers_that_nobody_reads_are_not_run():
     for name, parameter in model.named_parameters():
         if name.startswith("vision.") and (".layers.3." in name or "post_layernorm" in name):
             parameter.fill_(torch.nan)
-        if name.startswith("audio.") and (".layers.2." in name or name.startswith("audio.model.encoder.layer_norm")):
+        if name.startswith("audio.") and (
+            ".layers.2." in name or name.startswith("audio.model.encoder.layer_norm")
+        ):
             parameter.fill_(torch.nan)
         if name.startswith("face.swin.layernorm"):
             parameter.fill_(torch.nan)
@@ -162,7 +185,12 @@ def test_layers_that_nobody_reads_are_not_run():
 )
 def test_frames_of_any_size(window, size):
     face = FaceConfig(
-        embed_dim=8, depths=(2, 2, 2, 2), heads=(1, 2, 2, 4), feature_size=16, window_size=window, mlp_ratio=2.5
+        embed_dim=8,
+        depths=(2, 2, 2, 2),
+        heads=(1, 2, 2, 4),
+        feature_size=16,
+        window_size=window,
+        mlp_ratio=2.5,
     )
     config = replace(NARROW, face=face)
     frames = torch.randint(0, 256, (1, 3, 3, *size))
@@ -205,8 +233,8 @@ def test_a_qformer_of_any_depth(layers, B, T):
 
 @torch.inference_mode()
 def test_without_packed_weights_it_is_the_same(monkeypatch):
-    monkeypatch.setattr("nanoemox.fast.linear.multiplies_packed", lambda device, dtype: False)
-    monkeypatch.setattr("nanoemox.fast.attention.serves", lambda *tensors: False)
+    monkeypatch.setattr("nanoemox.fast.layers.linear.multiplies_packed", lambda device, dtype: False)
+    monkeypatch.setattr("nanoemox.fast.layers.attention.serves", lambda *tensors: False)
     model, streams = random_model(), batch()
     want = outputs(model.encode_streams(*streams))
     fast = accelerate(model)
@@ -255,7 +283,9 @@ def test_no_layer_is_kept(part):
     for layers in (4, 12):
         vision = replace(NARROW.vision, layers=layers, taps=(1, 2, layers), feature_layer=layers)
         vision = replace(vision, hidden_size=128, patch_size=14)
-        sound = replace(NARROW.audio, layers=layers, taps=(1, 2, layers), feature_layers=(1, layers), mlp_size=2048)
+        sound = replace(
+            NARROW.audio, layers=layers, taps=(1, 2, layers), feature_layers=(1, layers), mlp_size=2048
+        )
         model = random_model(replace(NARROW, vision=vision, audio=sound))
         reference = peak(lambda: getattr(model, part)(given))  # noqa: B023
         fast = getattr(accelerate(model), part)
@@ -265,7 +295,9 @@ def test_no_layer_is_kept(part):
 
 def clip():
     frames, audio = batch(1)
-    return Clip(frames=frames[0].numpy(), audio=audio[0].numpy(), subtitle="fine", source="made", duration=16.0)
+    return Clip(
+        frames=frames[0].numpy(), audio=audio[0].numpy(), subtitle="fine", source="made", duration=16.0
+    )
 
 
 def test_answers_are_the_references():
@@ -282,7 +314,9 @@ def test_saving_gives_the_bundle_back(tmp_path):
     assert isinstance(fast, FastNanoEmoX) and fast.fast
     fast.save(tmp_path / "fast")
     nanoemox.load("demo", fast=False, dtype="float32", device="cpu").save(tmp_path / "slow")
-    assert (tmp_path / "fast/model.safetensors").read_bytes() == (tmp_path / "slow/model.safetensors").read_bytes()
+    assert (tmp_path / "fast/model.safetensors").read_bytes() == (
+        tmp_path / "slow/model.safetensors"
+    ).read_bytes()
     again = nanoemox.load(tmp_path / "fast", fast=True, dtype="float32", device="cpu")
     assert again.answer(clip(), max_new_tokens=8).text == fast.answer(clip(), max_new_tokens=8).text
     streams = batch(1)

@@ -11,7 +11,9 @@ from paths import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
 
-from gpu import checks, ncu, ops, roofline, speed
+from common import cases as ops
+from common import roofline
+from gpu import checks, ncu, speed
 from gpu.run import Run
 from gpu_check import table
 
@@ -26,7 +28,15 @@ def run(*command, **env):
 def test_dry_run_lists_every_step_and_needs_no_gpu():
     done = run(*SCRIPT, "--dry-run", CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, done.stderr
-    for word in ("tests/ops", "model.encode", "memcheck", "ceilings", "torch.compile", "CUDA graph", "stalls"):
+    for word in (
+        "tests/ops",
+        "model.encode",
+        "memcheck",
+        "ceilings",
+        "torch.compile",
+        "CUDA graph",
+        "stalls",
+    ):
         assert word in done.stdout
     assert "needs a GPU" in run(*SCRIPT, CUDA_VISIBLE_DEVICES="").stderr
 
@@ -48,7 +58,9 @@ def test_results_are_on_disk_after_every_row_and_in_the_table(tmp_path, capsys):
     a_run.add({"step": "sanitizer", "name": "racecheck", "left_out": "no compute-sanitizer here"})
     a_run.ceilings = {"bandwidth": 3e12, "matmul": 8e14}
     times = {"call_us": {"ours": 20.0}, "device_us": {"ours": 4.0}, "errors": {"compiled": "no time left"}}
-    a_run.add({"step": "op", "name": "expert_gate", "batch": 1, "ok": False, "floor_us": 2.0, "share": 0.5, **times})
+    a_run.add(
+        {"step": "op", "name": "expert_gate", "batch": 1, "ok": False, "floor_us": 2.0, "share": 0.5, **times}
+    )
     times = {"ms": {"fast": 3.0}, "over_floor": {"fast": 2.0}, "peak_bytes": {"fast": 4e6}, "kernels": {}}
     a_run.add({"step": "encoder", "name": "vision", "batch": 1, "floor_ms": 1.5, **times})
     read = json.loads(path.read_text())
@@ -156,7 +168,15 @@ def test_every_launch_packs_its_arguments_for_the_sm_89_entry():
     done = run(sys.executable, "-W", "ignore", "-c", PACKS.replace("tests", str(ROOT / "tests")))
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
-    some = {"_gate_hidden", "_fusion_attend", "_rows_linear", "_residual_norm", "_tap_pool", "_tap_part", "_norm_act"}
+    some = {
+        "_gate_hidden",
+        "_fusion_attend",
+        "_rows_linear",
+        "_residual_norm",
+        "_tap_pool",
+        "_tap_part",
+        "_norm_act",
+    }
     assert some | {"_conv_norm_act", "_activation", "_window_attn", "_time_conv", "_attn"} <= {
         name for name, *_ in lines
     }

@@ -93,7 +93,9 @@ def test_stops_streams_samples_and_ends_when_told(tmp_path):
     seen = []
     language.generate([[1, 2], [3]], max_new_tokens=3, stream=lambda i, token: seen.append((i, token)))
     assert [token for i, token in seen if i == 0] == whole[:3] and len(seen) == 6
-    drawn = {tuple(language.generate([1, 2], max_new_tokens=8, temperature=2.0, seed=s)[0]) for s in (1, 1, 2, 3)}
+    drawn = {
+        tuple(language.generate([1, 2], max_new_tokens=8, temperature=2.0, seed=s)[0]) for s in (1, 1, 2, 3)
+    }
     assert 2 <= len(drawn) <= 3
     assert language.generate([1, 2], max_new_tokens=8, temperature=2.0, top_k=1)[0] == whole[:8]
     steps = iter([False, False, True])
@@ -141,7 +143,12 @@ def test_what_is_refused(tmp_path):
         nanoemox.load_language(tmp_path / "nowhere")
     saved(tmp_path, "qwen2")
     language = nanoemox.load_language(tmp_path, dtype="float32", device="cpu")
-    for prompts, message in (([], None), ([[]], "prompt 0 has 0 tokens"), ([300], "0 to 299"), ([-1], "0 to 299")):
+    for prompts, message in (
+        ([], None),
+        ([[]], "prompt 0 has 0 tokens"),
+        ([300], "0 to 299"),
+        ([-1], "0 to 299"),
+    ):
         if message is None:
             assert language.generate(prompts) == []
         else:
@@ -171,7 +178,7 @@ def test_what_is_refused(tmp_path):
 
 def test_products_see_few_numbers_of_rows(tmp_path, monkeypatch):
     """PyTorch keeps a compiled product for each: prompts of every length would fill memory."""
-    from nanoemox.fast import decoding
+    from nanoemox.fast.decode import cpu as decoding
 
     saved(tmp_path, "qwen2")
     language, seen = nanoemox.load_language(tmp_path, dtype="float32", device="cpu"), set()

@@ -12,7 +12,7 @@ from paths import SAMPLE, SHARED
 import nanoemox
 from nanoemox.errors import MediaError, UsageError
 from nanoemox.media import Limits
-from nanoemox.sampling import frame_indices, window_starts
+from nanoemox.media.positions import frame_indices, window_starts
 
 
 def check_frames(path, clip, start=0.0, end=float("inf")):
@@ -36,12 +36,18 @@ def test_frames_of_any_count(frames, tmp_path):
     ("name", "options"),
     [
         ("b_frames.mp4", {"codec": "libx264", "bf": 3, "g": 30}),
-        ("open_gop.mkv", {"codec": "libx264", "bf": 3, "x264-params": "open-gop=1:keyint=8:min-keyint=8:scenecut=0"}),
+        (
+            "open_gop.mkv",
+            {"codec": "libx264", "bf": 3, "x264-params": "open-gop=1:keyint=8:min-keyint=8:scenecut=0"},
+        ),
         ("long_gop.mkv", {"codec": "mpeg4", "g": 600}),
         ("x.avi", {"codec": "mpeg4", "bf": 2}),
         ("x.ts", {"codec": "mpeg2video", "bf": 2, "g": 12}),
         ("x.mpg", {"codec": "mpeg1video", "g": 12, "rate": 25}),
-        ("x.webm", {"codec": "libvpx", "auto-alt-ref": 1, "lag-in-frames": 10, "deadline": "realtime", "b": 200000}),
+        (
+            "x.webm",
+            {"codec": "libvpx", "auto-alt-ref": 1, "lag-in-frames": 10, "deadline": "realtime", "b": 200000},
+        ),
         ("x.flv", {"codec": "flv"}),
         ("x.mov", {"codec": "mjpeg", "pix_fmt": "yuvj420p"}),
         ("x.gif", {"codec": "gif", "pix_fmt": "rgb8"}),
@@ -49,7 +55,10 @@ def test_frames_of_any_count(frames, tmp_path):
         ("odd.mkv", {"codec": "ffv1", "size": (37, 3), "pix_fmt": "yuv444p"}),
         ("dot.mkv", {"codec": "ffv1", "size": (1, 1), "pix_fmt": "gray"}),
         ("alpha.mkv", {"codec": "ffv1", "pix_fmt": "yuva420p"}),
-        ("uneven.mkv", {"codec": "mpeg4", "pts": [round(1000 * (0.04 * i + 0.002 * i * i)) for i in range(40)]}),
+        (
+            "uneven.mkv",
+            {"codec": "mpeg4", "pts": [round(1000 * (0.04 * i + 0.002 * i * i)) for i in range(40)]},
+        ),
     ],
 )
 def test_frames_of_any_codec(name, options, tmp_path):
@@ -84,7 +93,9 @@ def test_a_part_of_a_clip(tmp_path):
 def test_display_matrix(matrix, turn, tmp_path):
     plain = write_video(tmp_path / "plain.mp4", 8, size=(96, 64))
     data = bytearray(plain.read_bytes())
-    at = data.index(b"tkhd") + 4 + 40  # version and flags, then times, id, duration, layer: the matrix is at byte 40
+    at = (
+        data.index(b"tkhd") + 4 + 40
+    )  # version and flags, then times, id, duration, layer: the matrix is at byte 40
     a, b, c, d = (v << 16 for v in matrix)
     data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     turned = tmp_path / "turned.mp4"
@@ -123,14 +134,16 @@ def test_a_tone_survives_any_rate(rate, tmp_path):
 def test_channels_are_averaged_in_any_sample_type(codec, format, dtype, scale, tmp_path):
     mix = np.stack([tone(40000, 16000, hertz) for hertz in (150, 250, 350, 450, 550, 650)])
     samples = mix * scale + (128 if dtype == np.uint8 else 0)
-    path = write_wav(tmp_path / "x.wav", samples.astype(dtype), 16000, layout="5.1", codec=codec, format=format)
+    path = write_wav(
+        tmp_path / "x.wav", samples.astype(dtype), 16000, layout="5.1", codec=codec, format=format
+    )
     clip = nanoemox.read_clip(path)
     want = mix.mean(0)[:32000]
     assert np.abs(clip.audio[0] - (want - want.mean())).max() < (0.01 if dtype == np.uint8 else 1e-4)
 
 
 def test_a_part_of_the_sound_is_exact_to_the_sample(tmp_path):
-    from nanoemox.reader import Reader
+    from nanoemox.media.reader import Reader
 
     path = write_video(tmp_path / "x.mp4", 50, codec="libx264", rate=25, sound=(48000, "mono", 2.0))
     for step in range(1, 20):
@@ -152,7 +165,11 @@ def test_a_clock_that_restarts(tmp_path):
 
 def test_short_and_long_sound(tmp_path):
     short = nanoemox.read_clip(write_wav(tmp_path / "s.wav", np.full((1, 100), 8000, np.int16), 16000))
-    assert short.window_starts == [0] * 8 and (short.audio == short.audio[0]).all() and not short.audio[0, 101:].std()
+    assert (
+        short.window_starts == [0] * 8
+        and (short.audio == short.audio[0]).all()
+        and not short.audio[0, 101:].std()
+    )
     video = write_video(tmp_path / "x.mp4", 30, sound=(44100, "stereo", 3.0))
     clip = nanoemox.read_clip(video)
     assert clip.audio is not None and clip.modalities["absent"] == ["subtitle"]
@@ -213,7 +230,10 @@ def test_a_picture_with_exif(tmp_path):
 
 def test_a_stream_that_cannot_be_decoded_counts_as_absent(tmp_path):
     whole = write_video(tmp_path / "x.mkv", 20, sound=(16000, "mono", 2)).read_bytes()
-    for old, new, absent in ((b"A_AAC", b"A_ZZZ", "audio"), (b"V_MPEG4/ISO/ASP", b"V_ZZZZ4/ISO/ASP", "frames")):
+    for old, new, absent in (
+        (b"A_AAC", b"A_ZZZ", "audio"),
+        (b"V_MPEG4/ISO/ASP", b"V_ZZZZ4/ISO/ASP", "frames"),
+    ):
         assert old in whole
         (tmp_path / "y.mkv").write_bytes(whole.replace(old, new))
         clip = nanoemox.read_clip(tmp_path / "y.mkv")

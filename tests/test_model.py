@@ -11,7 +11,9 @@ from paths import SHARED
 
 import nanoemox
 from nanoemox.errors import CheckpointError, UsageError
-from nanoemox.generate import Request, Sampler, StopRule, TextStream, generate, postprocess
+from nanoemox.generation.generate import Request, generate
+from nanoemox.generation.sampler import Sampler
+from nanoemox.generation.stop import StopRule, TextStream, postprocess
 from nanoemox.media import Clip
 from nanoemox.model import NanoEmoX
 from nanoemox.prompts import Templates
@@ -87,7 +89,9 @@ def test_clips_of_a_batch_must_match(demo):
 
 def test_arrays_and_tensors_are_taken_alike(demo):
     clip = random_clip(3)
-    tensors = dataclasses.replace(clip, frames=torch.from_numpy(clip.frames), audio=torch.from_numpy(clip.audio))
+    tensors = dataclasses.replace(
+        clip, frames=torch.from_numpy(clip.frames), audio=torch.from_numpy(clip.audio)
+    )
     assert torch.equal(logits(demo, clip), logits(demo, tensors))
 
 
@@ -176,7 +180,10 @@ def test_streams_hold_back_what_may_not_stay(demo, said, text, finish):
 
 
 def test_a_cold_sample_is_the_greedy_answer_and_nan_is_told(demo, sample):
-    assert demo.answer(sample, max_new_tokens=5, temperature=1e-40).text == demo.answer(sample, max_new_tokens=5).text
+    assert (
+        demo.answer(sample, max_new_tokens=5, temperature=1e-40).text
+        == demo.answer(sample, max_new_tokens=5).text
+    )
     bias = demo.video_branch.proj.bias
     before = bias.clone()
     with torch.inference_mode():
@@ -247,7 +254,16 @@ def test_a_model_without_a_bundle_says_so(sample):
 
 def test_signatures_are_the_contract():
     names = list(inspect.signature(NanoEmoX.answer).parameters)
-    assert names[1:9] == ["clip", "task", "question", "max_new_tokens", "temperature", "top_p", "seed", "stream"]
+    assert names[1:9] == [
+        "clip",
+        "task",
+        "question",
+        "max_new_tokens",
+        "temperature",
+        "top_p",
+        "seed",
+        "stream",
+    ]
     load = inspect.signature(nanoemox.load).parameters
     assert {n: p.default for n, p in load.items()} == {
         "source": "demo", "fast": True, "device": "auto", "dtype": "auto", "quantize": None,
@@ -260,7 +276,11 @@ def test_templates_of_a_bundle_replace_the_wording(demo, sample, tmp_path):
     whole = "###Human: A <Multi>{fusion}</Multi> {audio}{face}{frames} <S>{subtitle}</S> {question} ###Assistant: "
     (tmp_path / "templates.json").write_text(
         json.dumps(
-            {"sets": {name: whole}, "questions": {"mer": "Which of {labels}?"}, "pieces": {"audio": "({audio})"}}
+            {
+                "sets": {name: whole},
+                "questions": {"mer": "Which of {labels}?"},
+                "pieces": {"audio": "({audio})"},
+            }
         )
     )
     templates, demo.templates = demo.templates, Templates.from_folder(tmp_path)

@@ -52,7 +52,10 @@ def test_with_a_compiler_the_wheel_holds_the_library_and_is_of_the_platform(tree
 
 @pytest.mark.parametrize(
     ("env", "why"),
-    [({"NANOEMOX_BUILD": "none"}, ""), ({"CXX": "/nowhere/c++"}, "without CPU kernels: no C++ compiler found")],
+    [
+        ({"NANOEMOX_BUILD": "none"}, ""),
+        ({"CXX": "/nowhere/c++"}, "without CPU kernels: no C++ compiler found"),
+    ],
     ids=["none", "no compiler"],
 )
 def test_without_kernels_the_wheel_is_pure(tree, env, why):

@@ -13,13 +13,16 @@ from parity import GROUPS
 from paths import SHARED
 
 import nanoemox
-from nanoemox.bundle import build_empty, shapes
+from nanoemox.build import build_empty
+from nanoemox.bundle.official_names import shapes
 from nanoemox.config import BRANCH_TYPES, FUSION_TYPES, BranchConfig, FusionConfig, QFormerConfig
-from nanoemox.infer import infer_config
 from nanoemox.model import NanoEmoX
+from nanoemox.weights.sizes import infer_config
 
 PACKED = np.load(Path(__file__).parent / "fixtures" / "parity.npz")
-GIVEN = {name.split("|")[1]: torch.from_numpy(PACKED[name]) for name in PACKED.files if name.startswith("given|")}
+GIVEN = {
+    name.split("|")[1]: torch.from_numpy(PACKED[name]) for name in PACKED.files if name.startswith("given|")
+}
 FULL = SHARED / "parity" / "expected.safetensors"
 _computed: dict[str, dict[str, torch.Tensor]] = {}
 
@@ -43,7 +46,9 @@ def check_compact(name: str, got: np.ndarray) -> None:
     *shape, peak, norm = PACKED[f"about|{name}"]
     assert got.shape == tuple(int(d) for d in shape), name
     flat = got.ravel()
-    assert np.abs(flat[probe_indices(flat.size)] - PACKED[f"probes|{name}"]).max() <= tolerance(name, peak), name
+    assert np.abs(flat[probe_indices(flat.size)] - PACKED[f"probes|{name}"]).max() <= tolerance(name, peak), (
+        name
+    )
     assert np.linalg.norm(flat.astype(np.float64)) == pytest.approx(norm, rel=1e-5), name
 
 
@@ -102,14 +107,17 @@ def test_official_names_and_sizes(behaviour):
         return {name: shape for name, shape in ours.items() if name.startswith(prefixes)}
 
     head = {
-        "llama_model.base_model.model.lm_head.weight": ours["llama_model.base_model.model.model.embed_tokens.weight"]
+        "llama_model.base_model.model.lm_head.weight": ours[
+            "llama_model.base_model.model.model.embed_tokens.weight"
+        ]
     }
     groups = {
         "fusion": starting("multi_"),
         "video_branch": starting("video_"),
         "audio_branch": starting("audio_"),
         "acoustic_encoder": starting("acoustic_encoder."),
-        "face": starting("facial_encoder.") | {f"facial_encoder.lynorm.{p}": (256,) for p in ("weight", "bias")},
+        "face": starting("facial_encoder.")
+        | {f"facial_encoder.lynorm.{p}": (256,) for p in ("weight", "bias")},
         "llama_model": starting("llama_model.") | head,
     }
     for group, held in groups.items():
@@ -120,7 +128,11 @@ def test_official_names_and_sizes(behaviour):
 def test_official_names_of_the_fusion_variants(behaviour, kind):
     config = replace(nanoemox.NanoEmoXConfig(), fusion=FusionConfig(type=kind))
     ours = shapes(build_empty(config, kind), config)
-    held = {name: shape for name, shape in ours.items() if name.startswith(("multi_", "attention_mlp.", "fc_att."))}
+    held = {
+        name: shape
+        for name, shape in ours.items()
+        if name.startswith(("multi_", "attention_mlp.", "fc_att."))
+    }
     assert digest(held) == behaviour["keys"][f"variant_{kind}"]
 
 

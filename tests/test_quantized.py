@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 import nanoemox
-from nanoemox.bundle import WEIGHTS
+from nanoemox.bundle.folder import WEIGHTS
 from nanoemox.errors import CheckpointError, UsageError
 from nanoemox.media import Clip
-from nanoemox_kernels import _native, matrix
+from nanoemox_kernels import _native
+from nanoemox_kernels.linear import quantized as matrix
 
 pytestmark = pytest.mark.skipif(_native.library is None, reason=f"no C++ library: {_native.why_not}")
 ACTIVATIONS = {
@@ -46,7 +47,10 @@ def test_products_are_those_of_the_dequantised_matrix(isa, form, M, K, N):
             want = function(x.double() @ exact + bias.double())
             assert (got - want).abs().max() < 0.04 * K**0.5, name  # activations have 8 bits
         before = torch.randn(M, N).to(dtype)
-        for combine, expected in (("add", before + x.double() @ exact), ("multiply", before * (x.double() @ exact))):
+        for combine, expected in (
+            ("add", before + x.double() @ exact),
+            ("multiply", before * (x.double() @ exact)),
+        ):
             out = before.clone()
             assert matrix.quantized_linear(x, held, out=out, combine=combine) is out
             assert (out - expected).abs().max() < 0.15 * K**0.5
@@ -124,7 +128,9 @@ def test_a_quantised_bundle_is_audited(tmp_path):
     with pytest.raises(CheckpointError, match=f"missing: {name}"):
         nanoemox.load(tmp_path / "a")
     name = next(name for name in held if name.endswith("q_proj.weight.scales") and name.startswith("llama"))
-    save_file(held | {name: held[name][:, 0].float()}, tmp_path / "a" / WEIGHTS)  # a scale a row, as it once was
+    save_file(
+        held | {name: held[name][:, 0].float()}, tmp_path / "a" / WEIGHTS
+    )  # a scale a row, as it once was
     with pytest.raises(CheckpointError, match=r"misshapen: .*is made again from its weights"):
         nanoemox.load(tmp_path / "a")
 
@@ -144,5 +150,7 @@ def test_features_of_int8_encoders_stay_close():
 def test_branches_and_heads_keep_the_models_dtype():
     """docs/quantized.md: the layers of the encoders alone are int8."""
     model = nanoemox.load("demo", quantize="int8", dtype="bfloat16", device="cpu")
-    int8 = {name for name, part in model.named_children() if any(t.dtype == torch.int8 for t in part.buffers())}
+    int8 = {
+        name for name, part in model.named_children() if any(t.dtype == torch.int8 for t in part.buffers())
+    }
     assert int8 - {"language"} == {"vision", "audio", "face"}

@@ -91,7 +91,7 @@ def workers() -> set[int]:
     found = set()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if b"nanoemox.decoder" in (folder / "cmdline").read_bytes():
+            if b"nanoemox.media.child" in (folder / "cmdline").read_bytes():
                 found.add(int(folder.name))
         except OSError:
             pass
@@ -103,7 +103,7 @@ def test_the_decoder_dies_with_its_parent(tmp_path):
     pipe = tmp_path / "hangs.mp4"
     os.mkfifo(pipe)
     before = workers()
-    code = "import nanoemox.media as m, sys; m._check_file = lambda f: None; m.read_clip(sys.argv[1])"
+    code = "import nanoemox.media.read as m, sys; m._check_file = lambda f: None; m.read_clip(sys.argv[1])"
     parent = subprocess.Popen([sys.executable, "-c", code, str(pipe)], cwd=ROOT)
 
     def wait(alive: bool) -> bool:
@@ -132,17 +132,18 @@ def test_reading_works_in_threads():
 
 def namespaces() -> bool:
     return (
-        bool(shutil.which("unshare")) and not subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode
+        bool(shutil.which("unshare"))
+        and not subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode
     )
 
 
 @pytest.mark.skipif(not namespaces(), reason="network namespaces are not allowed here")
 def test_reading_and_answering_need_no_network():
     code = (
-        "import nanoemox; c = nanoemox.read_clip(nanoemox.loading.DEMO / 'sample.mp4')\n"
+        "import nanoemox; c = nanoemox.read_clip(nanoemox.bundle.find.DEMO / 'sample.mp4')\n"
         "print(nanoemox.load().answer(c, max_new_tokens=3).tokens)"
     )
-    code = code.replace("import nanoemox;", "import nanoemox, nanoemox.loading;")
+    code = code.replace("import nanoemox;", "import nanoemox, nanoemox.bundle.find;")
     run = ["unshare", "-rn", sys.executable, "-c", code]
     out = subprocess.run(run, capture_output=True, text=True, cwd=ROOT, check=True)
     assert int(out.stdout) in (1, 2, 3)

@@ -29,14 +29,20 @@ def test_intent_keeps_the_candidates_spelling_and_prefers_the_longer():
 @pytest.mark.parametrize(
     ("text", "labels"),
     [
-        ("The emotional state of the person is: happy, quite calm and proud.", ["happy", "quite calm", "proud"]),
+        (
+            "The emotional state of the person is: happy, quite calm and proud.",
+            ["happy", "quite calm", "proud"],
+        ),
         ("[happy, sad]", ["happy", "sad"]),
         ("The person feels anxious.", ["anxious"]),
         ("sad, sad", ["sad"]),
         ("<think>hm</think><answer>Happy; sad</answer>", ["happy", "sad"]),
         ("1. happy\n2. very sad\n- calm", ["happy", "very sad", "calm"]),
         ("[Recogn_OV] She expresses joy, relief, and pride!", ["joy", "relief", "pride"]),
-        ("The emotions of the person are: calm, feel inadequate, **sad**.", ["calm", "feel inadequate", "sad"]),
+        (
+            "The emotions of the person are: calm, feel inadequate, **sad**.",
+            ["calm", "feel inadequate", "sad"],
+        ),
         ("高兴、悲伤", ["高兴", "悲伤"]),
         ("", []),
     ],
@@ -82,7 +88,9 @@ LINES = [
 
 def test_chain_of_empathy():
     parsed = TASKS["erg"].parse("<think>" + "\n".join(LINES) + "</think>\n Is there a later train?", ())
-    assert parsed.chain == LINES and parsed.reply == "Is there a later train?" and parsed.labels == ["anxious"]
+    assert (
+        parsed.chain == LINES and parsed.reply == "Is there a later train?" and parsed.labels == ["anxious"]
+    )
 
 
 def test_a_missing_line_is_none():

@@ -13,9 +13,9 @@ from paths import ROOT
 from safetensors.torch import load_file, save_file
 
 import nanoemox
+from nanoemox.bundle.find import DEMO
 from nanoemox.config import NanoEmoXConfig
 from nanoemox.errors import CheckpointError, UsageError
-from nanoemox.loading import DEMO
 from nanoemox.weights import random_bundle
 
 WEIGHTS = "model.safetensors"
@@ -74,8 +74,14 @@ def test_nothing_is_left_on_meta_and_heads_are_tied():
     [
         (lambda t: t.pop("video_proj.bias"), "missing: video_proj.bias"),
         (lambda t: t.update(extra=torch.zeros(2)), "unknown: extra"),
-        (lambda t: t.update({"video_proj.bias": torch.zeros(3)}), r"video_proj.bias is \[3\] instead of \[192\]"),
-        (lambda t: t.update({"video_proj.bias": torch.zeros(192, dtype=torch.int32)}), "not float32.*video_proj.bias"),
+        (
+            lambda t: t.update({"video_proj.bias": torch.zeros(3)}),
+            r"video_proj.bias is \[3\] instead of \[192\]",
+        ),
+        (
+            lambda t: t.update({"video_proj.bias": torch.zeros(192, dtype=torch.int32)}),
+            "not float32.*video_proj.bias",
+        ),
         (lambda t: t.update(renamed=t.pop("video_proj.bias")), "missing: video_proj.bias; unknown: renamed"),
     ],
 )
@@ -162,7 +168,9 @@ def test_random_bundle_repeats_with_its_seed(tmp_path, sample):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         random_bundle("demo", tmp_path / name, seed)
     a, b, c = (load_file(tmp_path / name / WEIGHTS) for name in "abc")
-    assert all(torch.equal(a[n], b[n]) for n in a) and not torch.equal(a["video_proj.weight"], c["video_proj.weight"])
+    assert all(torch.equal(a[n], b[n]) for n in a) and not torch.equal(
+        a["video_proj.weight"], c["video_proj.weight"]
+    )
     model = nanoemox.load(tmp_path / "a", dtype="float32", device="cpu")
     encoded = model.encode(sample)
     for tensor in (encoded.visual, encoded.speech, encoded.face, encoded.fusion, *encoded.features.values()):
@@ -176,7 +184,7 @@ def test_a_failed_save_leaves_the_old_bundle(bundle, monkeypatch, tmp_path):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("nanoemox.bundle.os.fsync", full)
+    monkeypatch.setattr("nanoemox.bundle.tensors.os.fsync", full)
     with pytest.raises(CheckpointError, match="No space left"):
         model.save(bundle)
     assert (bundle / WEIGHTS).read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["bundle"]

@@ -29,14 +29,16 @@ def tests(run: Run) -> Row:
 
 def counts(output: str) -> dict[str, int]:
     """pytest's last line as numbers."""
-    last = next((line for line in reversed(output.splitlines()) if re.search(r"\d+ \w+.* in [\d.]+s", line)), "")
+    last = next(
+        (line for line in reversed(output.splitlines()) if re.search(r"\d+ \w+.* in [\d.]+s", line)), ""
+    )
     found = {name: int(number) for number, name in re.findall(r"(\d+) (passed|failed|skipped|error)", last)}
     return dict.fromkeys(("passed", "failed", "skipped"), 0) | found
 
 
 def smoke() -> None:
     """Every op once at small shapes with masks of every kind, and once over more frames than fit on chip."""
-    from .ops import SMALL, cases
+    from common.cases import SMALL, cases
 
     for dtype, T in ((torch.float32, 5), (torch.float16, 5), (torch.bfloat16, 5), (torch.bfloat16, 70)):
         for case in cases(2, dtype, replace(SMALL, T=T)):
@@ -58,7 +60,9 @@ def sanitizer(run: Run, kind: str) -> Row:
         return {**row, "left_out": "no compute-sanitizer here"}
     arguments = [path, "--tool", kind, "--error-exitcode", "9", *itself("--smoke")]
     status, output = command(arguments, 0.7 * run.left(), PYTORCH_NO_CUDA_MEMORY_CACHING="1")
-    if status and (reason := re.search(r"(?i).*(device not supported|failed to initialize|not permitted).*", output)):
+    if status and (
+        reason := re.search(r"(?i).*(device not supported|failed to initialize|not permitted).*", output)
+    ):
         return {**row, "left_out": reason[0].strip()}
     return {**row, "ok": status == 0, **_why(status, output)}
 
@@ -114,7 +118,9 @@ def random_clip(seed: int) -> Any:
 
 def streams(encoded: Any) -> dict[str, Tensor]:
     """Every tensor of an Encoded by name."""
-    named = {field.name: getattr(encoded, field.name) for field in fields(encoded) if field.name != "features"}
+    named = {
+        field.name: getattr(encoded, field.name) for field in fields(encoded) if field.name != "features"
+    }
     named |= {f"features {name}": tensor for name, tensor in encoded.features.items()}
     return {name: tensor for name, tensor in named.items() if tensor is not None}
 

@@ -50,7 +50,7 @@ _OPS = (
 
 def profile(B: int) -> None:
     """Every op once at true size between the profiler's marks, its kernels compiled before."""
-    from .ops import cases
+    from common.cases import cases
 
     with torch.inference_mode():
         for case in cases(B, torch.bfloat16):
@@ -96,7 +96,9 @@ def read(output: str) -> list[Row]:
         launch = launches.setdefault(line["ID"], {})
         launch |= {"Kernel Name": line["Kernel Name"], "Grid Size": line["Grid Size"]}
         launch |= {line["Metric Name"]: line["Metric Value"]} if "Metric Name" in line else line
-    return [_launch(launch) for launch in launches.values() if launch.get("Kernel Name")]  # the second line holds units
+    return [
+        _launch(launch) for launch in launches.values() if launch.get("Kernel Name")
+    ]  # the second line holds units
 
 
 def _launch(values: dict[str, str]) -> Row:

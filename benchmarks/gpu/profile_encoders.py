@@ -13,7 +13,10 @@ from pathlib import Path
 
 import torch
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]  # the tree itself, installed or not
+sys.path[:0] = [
+    str(Path(__file__).parents[2]),
+    str(Path(__file__).parents[1]),
+]  # the tree itself, installed or not
 
 CALLS = 5
 
@@ -21,9 +24,8 @@ CALLS = 5
 @torch.inference_mode()
 def longest(call, calls: int = CALLS) -> list[dict]:
     """Every kernel and copy of a call by name: launches and device us a call, the longest first."""
+    from common import clocks as timing
     from torch.autograd import DeviceType
-
-    from gpu import timing
 
     timing.warm(call)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -34,12 +36,16 @@ def longest(call, calls: int = CALLS) -> list[dict]:
     for event in profile.events():
         if event.device_type == DeviceType.CUDA and not event.is_user_annotation:
             found[event.name].append(event.time_range.elapsed_us())
-    rows = [{"kernel": name, "launches": len(us) / calls, "us": sum(us) / calls} for name, us in found.items()]
+    rows = [
+        {"kernel": name, "launches": len(us) / calls, "us": sum(us) / calls} for name, us in found.items()
+    ]
     return sorted(rows, key=lambda row: -row["us"])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--parts", nargs="+", default=["vision", "audio", "face"])
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--top", type=int, default=15)

@@ -50,7 +50,7 @@ def itself(*arguments: str) -> list[str]:
 
 def origin(commit: str | None) -> Row:
     """What a number means nothing without; `commit` where the tree that was copied here is no repository."""
-    from tables import machine
+    from common.results import machine
 
     try:
         found = machine()
@@ -63,7 +63,11 @@ def origin(commit: str | None) -> Row:
         }  # fmt: skip
     smi, driver = tool("nvidia-smi"), ""
     if smi is not None:
-        driver = command([smi, "--query-gpu=driver_version", "--format=csv,noheader"], 30)[1].strip().split("\n")[0]
+        driver = (
+            command([smi, "--query-gpu=driver_version", "--format=csv,noheader"], 30)[1]
+            .strip()
+            .split("\n")[0]
+        )
     return {
         **found, "driver": driver, "cuda": torch.version.cuda, "commit": commit or found.get("commit"),
         "date": date.today().isoformat(),
@@ -71,7 +75,12 @@ def origin(commit: str | None) -> Row:
 
 
 def results_path(gpu: str) -> Path:
-    return ROOT / "benchmarks" / "results" / f"{re.sub(r'[^A-Za-z0-9]+', '-', gpu)}-{date.today().isoformat()}.json"
+    return (
+        ROOT
+        / "benchmarks"
+        / "results"
+        / f"{re.sub(r'[^A-Za-z0-9]+', '-', gpu)}-{date.today().isoformat()}.json"
+    )
 
 
 class Run:
@@ -96,9 +105,16 @@ class Run:
     def add(self, row: Row) -> None:
         self.rows.append(row)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        everything = {"from": self.origin, "correct": self.correct, "ceilings": self.ceilings, "rows": self.rows}
+        everything = {
+            "from": self.origin,
+            "correct": self.correct,
+            "ceilings": self.ceilings,
+            "rows": self.rows,
+        }
         self.path.write_text(json.dumps(everything, indent=1) + "\n")
-        state = {True: "ok", False: "FAILED", None: "left out" if "left_out" in row else "done"}[row.get("ok")]
+        state = {True: "ok", False: "FAILED", None: "left out" if "left_out" in row else "done"}[
+            row.get("ok")
+        ]
         print(f"[{self.left():4.0f} s left] {row['step']}: {row['name']}: {state}", flush=True)
 
     @cached_property
@@ -108,7 +124,9 @@ class Run:
         from nanoemox.weights import random_bundle
 
         language = LanguageConfig(vocab_size=1024, layers=1, mlp_size=1536)
-        return random_bundle(replace(NanoEmoXConfig(), language=language, lora=None), self.folder / "true-size")
+        return random_bundle(
+            replace(NanoEmoXConfig(), language=language, lora=None), self.folder / "true-size"
+        )
 
     @cached_property
     def slow(self) -> Any:
@@ -121,7 +139,7 @@ class Run:
 
     def load(self, source: str | Path, *, fast: bool, dtype: str = "bfloat16") -> Any:
         import nanoemox
-        from nanoemox.fast import FastNanoEmoX
+        from nanoemox.fast.model import FastNanoEmoX
 
         model = nanoemox.load(source, fast=fast, device="cuda", dtype=dtype)
         if isinstance(model, FastNanoEmoX) != fast:

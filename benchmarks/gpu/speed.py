@@ -4,14 +4,19 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
+from common import clocks as timing
+from common import roofline
+from common.cases import Case, cases
 from torch import Tensor, nn
 
-from . import roofline, timing
-from .ops import Case, cases
 from .run import Row, Run
 
 BATCHES = (1, 8, 64)
-ENCODERS = {"vision": (roofline.clip, "frames"), "audio": (roofline.hubert, "audio"), "face": (roofline.swin, "frames")}
+ENCODERS = {
+    "vision": (roofline.clip, "frames"),
+    "audio": (roofline.hubert, "audio"),
+    "face": (roofline.swin, "frames"),
+}
 ENCODER_BATCHES = (1, 8)
 _RESERVE = 150  # seconds that the ops leave to the encoders and ncu
 METHOD = {
@@ -28,7 +33,12 @@ def ceilings(run: Run) -> Iterator[Row]:
     number = torch.zeros(1, device="cuda")
     timing.warm(lambda: number.add_(1))
     smallest = timing.Device().cold(lambda: number.add_(1)) * 1e6
-    row: Row = {"step": "ceilings", "name": "copy, bf16 matmul", "smallest_graph_us": smallest, "method": METHOD}
+    row: Row = {
+        "step": "ceilings",
+        "name": "copy, bf16 matmul",
+        "smallest_graph_us": smallest,
+        "method": METHOD,
+    }
     yield {**row, **run.ceilings}
 
 
@@ -43,7 +53,14 @@ def ops(run: Run) -> Iterator[Row]:
 
 @torch.inference_mode()
 def _op(run: Run, case: Case, B: int, device: timing.Device) -> Row:
-    row: Row = {"step": "op", "name": case.name, "batch": B, "ok": False, "moved": case.moved, "flops": case.flops}
+    row: Row = {
+        "step": "op",
+        "name": case.name,
+        "batch": B,
+        "ok": False,
+        "moved": case.moved,
+        "flops": case.flops,
+    }
     row |= {"floor_us": roofline.floor(case.flops, case.moved, run.ceilings) * 1e6}
     row |= {"call_us": {}, "device_us": {}, "device_hot_us": {}, "errors": {}}
     pristine = [t.clone() for t in case.inputs]  # timed calls update theirs in place, again and again
@@ -63,7 +80,9 @@ def _op(run: Run, case: Case, B: int, device: timing.Device) -> Row:
             row["call_us"][name] = timing.wall(call) * 1e6
             row["device_us"][name] = device.cold(call) * 1e6
             row["device_hot_us"][name] = device.hot(call) * 1e6
-        except Exception as error:  # one implementation that cannot be timed must not cost the rest of the run
+        except (
+            Exception
+        ) as error:  # one implementation that cannot be timed must not cost the rest of the run
             row["errors"][name] = _said(error)
     if "ours" in row["device_us"]:
         row["share"] = row["floor_us"] / row["device_us"]["ours"]
@@ -96,13 +115,29 @@ def encoders(run: Run) -> Iterator[Row]:
             slow, fast, x = getattr(run.slow, name), getattr(run.fast, name), inputs[stream]
             least.append(roofline.floor(flops(B), nbytes(fast), run.ceilings))
             torch.compiler.reset()
-            calls = {"eager": partial(slow, x), "compiled": partial(compiled(slow), x), "fast": partial(fast, x)}
-            row: Row = {"step": "encoder", "name": name, "batch": B, "flops": flops(B), "weights": nbytes(fast)}
+            calls = {
+                "eager": partial(slow, x),
+                "compiled": partial(compiled(slow), x),
+                "fast": partial(fast, x),
+            }
+            row: Row = {
+                "step": "encoder",
+                "name": name,
+                "batch": B,
+                "flops": flops(B),
+                "weights": nbytes(fast),
+            }
             yield _encoder(run, row, calls, least[-1])
-        rest = sum(nbytes(getattr(run.fast, part)) for part in ("face_head", "video_branch", "audio_branch", "fusion"))
+        rest = sum(
+            nbytes(getattr(run.fast, part))
+            for part in ("face_head", "video_branch", "audio_branch", "fusion")
+        )
         least.append(roofline.floor(0, rest, run.ceilings))  # their FLOPs are few
         both = inputs["frames"], inputs["audio"]
-        calls = {"eager": partial(run.slow.encode_streams, *both), "fast": partial(run.fast.encode_streams, *both)}
+        calls = {
+            "eager": partial(run.slow.encode_streams, *both),
+            "fast": partial(run.fast.encode_streams, *both),
+        }
         yield _encoder(run, {"step": "encoder", "name": "encode", "batch": B}, calls, sum(least))
 
 
@@ -119,7 +154,14 @@ def nbytes(module: nn.Module) -> int:
 @torch.inference_mode()
 def _encoder(run: Run, row: Row, calls: dict[str, timing.Call], least: float) -> Row:
     """Milliseconds as the caller waits, bytes held beyond weights and inputs, kernels a call."""
-    row |= {"floor_ms": least * 1e3, "ms": {}, "over_floor": {}, "peak_bytes": {}, "kernels": {}, "errors": {}}
+    row |= {
+        "floor_ms": least * 1e3,
+        "ms": {},
+        "over_floor": {},
+        "peak_bytes": {},
+        "kernels": {},
+        "errors": {},
+    }
     for name in [*calls, "fast graph"]:
         if name == "compiled" and run.left() < _RESERVE / 2:
             row["errors"][name] = "no time left"
@@ -170,9 +212,9 @@ def warm(what: str) -> None:
 def _random_encoder(what: str, device: str = "cuda") -> nn.Module:
     """The reference as a bundle would fill it, but for its numbers."""
     from nanoemox.config import NanoEmoXConfig
-    from nanoemox.encoders.audio import AudioEncoder
-    from nanoemox.encoders.face import FaceEncoder
-    from nanoemox.encoders.vision import VisionEncoder
+    from nanoemox.modules.audio import AudioEncoder
+    from nanoemox.modules.face import FaceEncoder
+    from nanoemox.modules.vision import VisionEncoder
 
     kinds = {"vision": VisionEncoder, "audio": AudioEncoder, "face": FaceEncoder}
     with torch.device(device):

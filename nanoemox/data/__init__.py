@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UsageError
 
 if TYPE_CHECKING:
-    from .media import read_sample as read_sample
+    from .clips import read_sample as read_sample
     from .record import Dataset, Sample
 
 # Format -> the module with its `open_set(format, root, split, name, **options)`.
@@ -20,7 +20,7 @@ FORMATS = {
     "merr_fine": "merr",
     "avamerg": "avamerg",
     **dict.fromkeys(
-        ("mer2023", "mer2024", "meld", "iemocap", "cmumosi", "cmumosei", "sims", "simsv2"), "benchmarks"
+        ("mer2023", "mer2024", "meld", "iemocap", "cmumosi", "cmumosei", "sims", "simsv2"), "mer_unibench"
     ),
     "manifest": "manifest",
 }  # fmt: skip
@@ -47,7 +47,7 @@ def open_dataset(
     """
     if format not in FORMATS:
         raise UsageError(f"data format {format!r} does not exist: use {', '.join(FORMATS)}")
-    module = importlib.import_module(f".{FORMATS[format]}", __name__)
+    module = importlib.import_module(f".formats.{FORMATS[format]}", __name__)
     try:
         return module.open_set(format, Path(root), split, name, **options)
     except TypeError as error:
@@ -62,7 +62,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(record, name)
     if name == "read_sample":
-        from .media import read_sample
+        from .clips import read_sample
 
         return read_sample
     raise AttributeError(name)

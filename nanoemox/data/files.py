@@ -16,7 +16,9 @@ def read_text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; this is where the annotations of the data set belong") from None
+        raise ValueError(
+            f"{path}: no such file; this is where the annotations of the data set belong"
+        ) from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
@@ -28,7 +30,9 @@ def read_json(path: Path, kind: type) -> Any:
     try:
         value = json.loads(read_text(path))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: line {error.lineno}: not JSON ({error.msg}); is the file whole?") from error
+        raise ValueError(
+            f"{path}: line {error.lineno}: not JSON ({error.msg}); is the file whole?"
+        ) from error
     except ValueError as error:
         raise ValueError(error if str(path) in str(error) else f"{path}: {error}") from error
     except RecursionError as error:
@@ -49,7 +53,9 @@ def read_csv(path: Path, *columns: str) -> list[dict[str, str]]:
             raise ValueError(f"{path}: column {missing[0]!r} is missing; it has {', '.join(found) or 'none'}")
         for row in reader:
             if any(row.pop(None, [])):
-                raise ValueError(f"{path}: line {reader.line_num}: more cells than columns; quote a cell with commas")
+                raise ValueError(
+                    f"{path}: line {reader.line_num}: more cells than columns; quote a cell with commas"
+                )
             if not row[columns[0]].strip():
                 raise ValueError(f"{path}: line {reader.line_num}: {columns[0]!r} is empty")
             rows.append({column: row[column] for column in columns})
@@ -63,7 +69,9 @@ def need(value: Any, kind: type | tuple[type, ...], where: str) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
         kinds = kind if isinstance(kind, tuple) else (kind,)
         wanted = " or ".join(_SHOWN[k.__name__] for k in kinds)
-        raise ValueError(f"{where}: {'is missing' if value is None else f'is {value!r:.60}'}, must be {wanted}")
+        raise ValueError(
+            f"{where}: {'is missing' if value is None else f'is {value!r:.60}'}, must be {wanted}"
+        )
     return value
 
 

@@ -54,11 +54,15 @@ def _read(data: bytes, entry: str) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{entry}: not a NumPy array ({error})") from error
     if shape != () or not dtype.hasobject:
-        raise ValueError(f"{entry}: an array {list(shape)} of {dtype}; a zero-dimensional array of objects is expected")
+        raise ValueError(
+            f"{entry}: an array {list(shape)} of {dtype}; a zero-dimensional array of objects is expected"
+        )
     try:
         held = _Unpickler(stream).load()
     except Exception as error:  # a damaged pickle raises any kind
-        raise ValueError(f"{entry}: not opened ({' '.join(str(error).split()) or type(error).__name__})") from error
+        raise ValueError(
+            f"{entry}: not opened ({' '.join(str(error).split()) or type(error).__name__})"
+        ) from error
     value = held.tolist() if isinstance(held, np.ndarray) and held.shape == () else held
     if not _plain(value) or not isinstance(value, dict):
         raise ValueError(f"{entry}: must hold a dict of words, numbers and arrays")

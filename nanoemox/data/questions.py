@@ -27,9 +27,7 @@ def emotion(label: str, candidates: Sequence[str] = ()) -> tuple[str, str]:
     if candidates:
         question = TASKS["mer"].ask(candidates)
     else:
-        question = (
-            f"{TASKS['mer'].tag} What does the person most likely feel? Answer in a sentence ending in the emotion."
-        )
+        question = f"{TASKS['mer'].tag} What does the person most likely feel? Answer in a sentence ending in the emotion."
     return question, f"The emotion of the person is {label}."
 
 
@@ -46,7 +44,9 @@ def valence(value: float, low: float, high: float) -> tuple[str, str]:
 def open_labels(labels: str, rng: random.Random) -> tuple[str, str]:
     """OV-MER; `labels` joined by ", "."""
     task = TASKS["ov-mer"]
-    return task.ask(template=rng.choice((task.question, *_OPEN))), f"The emotions of the person are: {labels}."
+    return task.ask(
+        template=rng.choice((task.question, *_OPEN))
+    ), f"The emotions of the person are: {labels}."
 
 
 def reason(description: str, rng: random.Random) -> tuple[str, str]:
@@ -77,7 +77,9 @@ def reply(
     return empathy_question(context, current, question), chain_text(chain, response)
 
 
-def empathy_question(context: str | None = None, current: str | None = None, question: str | None = None) -> str:
+def empathy_question(
+    context: str | None = None, current: str | None = None, question: str | None = None
+) -> str:
     about = "".join(
         f"{label} {text} " for label, text in (("Context:", context), ("The speaker says:", current)) if text
     )

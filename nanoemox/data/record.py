@@ -122,5 +122,7 @@ class Records:
 
     def _kind(self, kind: str) -> Kind:
         if kind not in self._kinds:
-            raise ValueError(f"{self.name}: answer type {kind!r} does not exist; it offers {', '.join(self.kinds)}")
+            raise ValueError(
+                f"{self.name}: answer type {kind!r} does not exist; it offers {', '.join(self.kinds)}"
+            )
         return self._kinds[kind]

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from ..data import open_dataset, read_sample
-from ..data.manifest import Manifest
-from ..generate import Request, StopRule, generate, postprocess
+from ..data.formats.manifest import Manifest
+from ..generation.generate import Request, generate
+from ..generation.stop import StopRule, postprocess
 from ..loading import load
-from ..media import Clip
+from ..media.clip import Clip
 from ..model import NanoEmoX
 from ..tasks import TASKS, Parsed
 
@@ -56,7 +57,9 @@ def read_cases(corpus: Path, limit: int | None = None) -> list[Case]:
     for tasks in list(dataset.clips.values())[:limit]:
         of = {task: entries[0].values for task, entries in tasks.items()}
         entry = tasks["mer"][0]
-        sample = replace(dataset.sample(0, "mer", random.Random(0)), video=entry.video, subtitle=of["mer"]["subtitle"])
+        sample = replace(
+            dataset.sample(0, "mer", random.Random(0)), video=entry.video, subtitle=of["mer"]["subtitle"]
+        )
         clip = read_sample(sample, "multiface_audio_face_frame_text", trusted=True)
         cases.append(
             Case(
@@ -141,7 +144,9 @@ def score_model(model: NanoEmoX, cases: Sequence[Case], sets: Sequence[str] = tu
     return out
 
 
-def score_bundle(bundle: str | Path, cases: Sequence[Case], sets: Sequence[str] = tuple(SETS)) -> dict[str, Any]:
+def score_bundle(
+    bundle: str | Path, cases: Sequence[Case], sets: Sequence[str] = tuple(SETS)
+) -> dict[str, Any]:
     """`score_model` of a bundle, as `nanoemox run` loads it on a CPU."""
     return score_model(load(bundle, device="cpu"), cases, sets)
 
@@ -153,12 +158,16 @@ def table(scores: dict[str, Any]) -> str:
     for what, count in (("scores", scores["clips"]), ("incongruent scores", scores["incongruent"])):
         which = f"all {count}" if what == "scores" else f"{count} incongruent"
         for name, values in scores[what].items():
-            rows.append(f"| {which} | {name} | " + " | ".join(f"{values[key]:.1f}" for key in MEASURES) + " |")
+            rows.append(
+                f"| {which} | {name} | " + " | ".join(f"{values[key]:.1f}" for key in MEASURES) + " |"
+            )
     return "\n".join(rows) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m nanoemox.demo.score", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m nanoemox.demo.score", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("bundle")
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores there")

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from nanoemox_kernels import Tap, conv_norm_act, time_conv
 
 from ..config import AudioConfig
-from ..encoders.audio import AudioEncoder
-from .attention import pieces
-from .graphs import Replayed, replayed
-from .linear import PackedLinear, activate_, has_fused_ops, normed
-from .transformer import MLP, Block, run_post_norm, run_pre_norm, self_attention
-from .weights import Weights, pack
+from ..modules.audio import AudioEncoder
+from .cuda_graphs import Replayed, replayed
+from .layers.attention import pieces
+from .layers.linear import PackedLinear, activate_, has_fused_ops, normed
+from .layers.tensor_store import Weights, pack
+from .layers.transformer import MLP, Block, run_post_norm, run_pre_norm, self_attention
 
 
 class FastAudio(Replayed, AudioEncoder):
@@ -147,7 +147,9 @@ class _PositionalConvolution(nn.Module):
         weight = torch._weight_norm(direction.float(), gain.float(), 2).to(direction.dtype)
         rows = weight.transpose(1, 2).flatten(1).chunk(config.position_groups)
         biases = weights.take("bias").chunk(config.position_groups)
-        products = [PackedLinear(row, bias, config.conv_activation) for row, bias in zip(rows, biases, strict=True)]
+        products = [
+            PackedLinear(row, bias, config.conv_activation) for row, bias in zip(rows, biases, strict=True)
+        ]
         self.groups = nn.ModuleList(products)  # type: ignore[assignment]
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -162,7 +164,9 @@ class _PositionalConvolution(nn.Module):
         width = D // len(self.groups)
         padded = F.pad(hidden, (0, 0, self.kernel // 2, self.kernel // 2))
         out = torch.empty_like(hidden)
-        for channels, product, into in zip(padded.split(width, 2), self.groups, out.split(width, 2), strict=True):
+        for channels, product, into in zip(
+            padded.split(width, 2), self.groups, out.split(width, 2), strict=True
+        ):
             views = channels.contiguous().unfold(1, self.kernel, 1)[:, :T].transpose(2, 3).flatten(2)
             into.copy_(product(views))
         return out

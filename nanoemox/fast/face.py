@@ -6,15 +6,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanoemox_kernels import FoldedTemporalXattn, TemporalXattnWeights, fold_temporal_xattn, tap_pool_, temporal_xattn
+from nanoemox_kernels import (
+    FoldedTemporalXattn,
+    TemporalXattnWeights,
+    fold_temporal_xattn,
+    tap_pool_,
+    temporal_xattn,
+)
 
 from ..config import FaceConfig
-from ..encoders.face import _IMAGENET_MEAN, _IMAGENET_STD, FaceEncoder
-from .attention import pieces
-from .graphs import Replayed, replayed
-from .linear import normed
-from .swin import Stage
-from .weights import Buffers, Weights, pack
+from ..modules.face import _IMAGENET_MEAN, _IMAGENET_STD, FaceEncoder
+from .cuda_graphs import Replayed, replayed
+from .layers.attention import pieces
+from .layers.linear import normed
+from .layers.swin import Stage
+from .layers.tensor_store import Buffers, Weights, pack
 
 _PATCH = 4
 
@@ -43,7 +49,9 @@ class FastFace(Replayed, FaceEncoder):
         """frames [N,3,H,W] in 0..255 -> patches [N,h*w,C], h, w; sides that do not divide are padded."""
         if self.config.imagenet_normalize:
             frames = frames.float()
-            mean, std = (torch.tensor(v, device=frames.device).view(3, 1, 1) for v in (_IMAGENET_MEAN, _IMAGENET_STD))
+            mean, std = (
+                torch.tensor(v, device=frames.device).view(3, 1, 1) for v in (_IMAGENET_MEAN, _IMAGENET_STD)
+            )
             frames = (frames / 255 - mean) / std
         H, W = frames.shape[2:]
         pixels = frames.to(self.norm.weight.dtype)
@@ -63,13 +71,19 @@ class FastFace(Replayed, FaceEncoder):
         parts = pieces(frames.flatten(0, 1), widest * dtype.itemsize)
         for part, rows in zip(parts, means.split(len(parts[0])), strict=True):
             self.pool_stages(part, rows)
-        return F.linear(means, self.head.float(), self.head_bias.float()).to(dtype).unflatten(0, frames.shape[:2])
+        return (
+            F.linear(means, self.head.float(), self.head_bias.float())
+            .to(dtype)
+            .unflatten(0, frames.shape[:2])
+        )
 
     def pool_stages(self, frames: Tensor, means: Tensor) -> None:
         """Add the mean over positions of every stage's output, frames [n,3,H,W], to its slice of means [n,widths]."""
         hidden, *size = self.embed(frames)
         target = tuple(size)
-        for stage, mean in zip(self.pyramid, means.split([stage.width for stage in self.pyramid], 1), strict=True):
+        for stage, mean in zip(
+            self.pyramid, means.split([stage.width for stage in self.pyramid], 1), strict=True
+        ):
             hidden = stage(hidden, *size)
             _pool_(mean, hidden, (size[0], size[1]), target)
             if stage.merge is not None:
@@ -82,7 +96,9 @@ def _fold_head(weights: Weights, stages: int) -> tuple[Tensor, Tensor]:
 
     Everything between a stage and the mean over positions is linear, so the mean may come first.
     """
-    fuse = weights.take("linear_fuse.weight").flatten(1).double().chunk(stages, 1)[::-1]  # the last stage comes first
+    fuse = (
+        weights.take("linear_fuse.weight").flatten(1).double().chunk(stages, 1)[::-1]
+    )  # the last stage comes first
     stems = [weights.under(f"linear_c.{stage}.proj.") for stage in range(stages)]
     matrix = [part @ stem.take("weight").double() for part, stem in zip(fuse, stems, strict=True)]
     bias = [part @ stem.take("bias").double() for part, stem in zip(fuse, stems, strict=True)]
@@ -95,7 +111,9 @@ def _pool_(out: Tensor, hidden: Tensor, size: tuple[int, int], target: tuple[int
         tap_pool_(out, hidden, 1.0, "mean")  # then every position counts alike
         return
     rows, columns = (
-        F.interpolate(torch.eye(small, device=out.device)[None], large, mode="linear", align_corners=False)[0].mean(1)
+        F.interpolate(torch.eye(small, device=out.device)[None], large, mode="linear", align_corners=False)[
+            0
+        ].mean(1)
         for small, large in zip(size, target, strict=True)
     )
     out += torch.einsum("l,nlc->nc", torch.outer(rows, columns).flatten(), hidden.float())

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from nanoemox_kernels import ExpertFusionWeights, FoldedExpertFusion, expert_fusion, fold_expert_fusion
 
 from ..config import FusionConfig
-from .weights import Buffers, Weights
+from .layers.tensor_store import Buffers, Weights
 
 _SHARED = ("audio_proj", "visual_proj", "gate_mlp.0", "gate_mlp.3")
 _EXPERT = (
@@ -23,10 +23,15 @@ class FastFusion(nn.Module):
         super().__init__()
         self.tokens, self.heads = config.tokens, config.heads
         fusion = weights.under("multi_multiscale_fusion.")
-        raw = {f"{name}.{leaf}": fusion.take(f"{name}.{leaf}") for name in _SHARED for leaf in ("weight", "bias")}
+        raw = {
+            f"{name}.{leaf}": fusion.take(f"{name}.{leaf}") for name in _SHARED for leaf in ("weight", "bias")
+        }
         for name in _EXPERT:
             raw[name.replace(".{}", "")] = torch.stack([fusion.take(name.format(e)) for e in range(experts)])
-        raw |= {f"multi_llama_proj.{leaf}": weights.take(f"multi_llama_proj.{leaf}") for leaf in ("weight", "bias")}
+        raw |= {
+            f"multi_llama_proj.{leaf}": weights.take(f"multi_llama_proj.{leaf}")
+            for leaf in ("weight", "bias")
+        }
         official = ExpertFusionWeights(**{name.replace(".", "_"): tensor for name, tensor in raw.items()})
         self.folded = Buffers(fold_expert_fusion(official))
 

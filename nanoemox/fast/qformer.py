@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ..config import QFormerConfig
-from .attention import attend
-from .transformer import MLP, SelfAttention, step
-from .weights import Weights
+from .layers.attention import attend
+from .layers.tensor_store import Weights
+from .layers.transformer import MLP, SelfAttention, step
 
 _KEY_VALUE = ("key", "value")
 _NAMES = {  # stem -> position table, projection
@@ -33,7 +33,9 @@ class FastQFormerBranch(nn.Module):
         asks = [_Ask(config, layer) for layer in layers]
         self.asks = nn.ModuleList(asks[1:])  # type: ignore[assignment]
         self.reads = nn.ModuleList(_Read(config, layer) for layer in layers)  # type: ignore[assignment]
-        context = [f"encoder.layer.{i}.crossattention.self.{name}" for i in range(len(layers)) for name in _KEY_VALUE]
+        context = [
+            f"encoder.layer.{i}.crossattention.self.{name}" for i in range(len(layers)) for name in _KEY_VALUE
+        ]
         self.key_value = bert.linear(*context)
         self.position = nn.Parameter(weights.take(f"{position}.weight"), requires_grad=False)
         self.proj = weights.linear(proj)

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from nanoemox_kernels import Tap
 
 from ..config import VisionConfig
-from ..encoders.vision import VisionEncoder
-from .attention import pieces
-from .graphs import Replayed, replayed
-from .linear import has_fused_ops
-from .transformer import MLP, Block, first_row_attention, run_pre_norm, self_attention, step
-from .weights import Weights, pack
+from ..modules.vision import VisionEncoder
+from .cuda_graphs import Replayed, replayed
+from .layers.attention import pieces
+from .layers.linear import has_fused_ops
+from .layers.tensor_store import Weights, pack
+from .layers.transformer import MLP, Block, first_row_attention, run_pre_norm, self_attention, step
 
 _QUICK = 1.702
 
@@ -64,7 +64,9 @@ class FastVision(Replayed, VisionEncoder):
         p, grid = self.config.patch_size, self.config.image_size // self.config.patch_size
         pixels = self.preprocess(frames)[..., : grid * p, : grid * p]
         tiles = pixels.unflatten(3, (grid, p)).unflatten(2, (grid, p)).permute(0, 2, 4, 1, 3, 5)
-        rows = self.position.new_zeros(len(frames), 1 + grid**2, self.wide)  # row 0 stays nothing but its position
+        rows = self.position.new_zeros(
+            len(frames), 1 + grid**2, self.wide
+        )  # row 0 stays nothing but its position
         rows[:, 1:, : 3 * p * p].unflatten(2, (3, p, p)).unflatten(1, (grid, grid)).copy_(tiles)
         return step(self.patches(rows), self.position.expand(len(frames), -1, -1), self.norm)
 
@@ -104,7 +106,9 @@ def _block(config: VisionConfig, weights: Weights, last: bool) -> Block:
         mlp = MLP(weights.linear("mlp.fc1", activation=config.activation), weights.linear("mlp.fc2"))
         return Block(norm1, attention, norm2, mlp)
     if has_fused_ops(norm2.weight):
-        return Block(norm1, attention, norm2, MLP(weights.linear("mlp.fc1"), weights.linear("mlp.fc2"), quick=True))
+        return Block(
+            norm1, attention, norm2, MLP(weights.linear("mlp.fc1"), weights.linear("mlp.fc2"), quick=True)
+        )
     # x sigmoid(1.702 x) = silu(1.702 x) / 1.702: one factor goes into the norm before, the other behind the MLP.
     for parameter in norm2.parameters():
         parameter.data = parameter * _QUICK

@@ -17,7 +17,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..bundle import write_safetensors
+from ..bundle.tensors import write_safetensors
 from ..errors import CheckpointError
 
 WEIGHTS, MOMENTS, STATE = "trainable.safetensors", "optimizer.safetensors", "state.json"
@@ -40,7 +40,9 @@ class Checkpoint:
         return read_tensors(self.folder / MOMENTS)
 
 
-def save(parent: Path, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+def save(
+    parent: Path, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], state: Mapping[str, Any]
+) -> Path:
     """Write the checkpoint of `state["step"]`. On OSError nothing of it stays; what was there is untouched."""
     parent.mkdir(parents=True, exist_ok=True)
     final = parent / f"{_PREFIX}{state['step']:08d}"
@@ -76,7 +78,9 @@ def _sync(folder: Path) -> None:
 
 def _steps(parent: Path) -> dict[int, Path]:
     found = parent.glob(f"{_PREFIX}[0-9]*") if parent.is_dir() else ()
-    ours = [folder for folder in sorted(found) if folder.name.removeprefix(_PREFIX).isdecimal()]  # copies have others
+    ours = [
+        folder for folder in sorted(found) if folder.name.removeprefix(_PREFIX).isdecimal()
+    ]  # copies have others
     return {int(folder.name.removeprefix(_PREFIX)): folder for folder in ours}
 
 

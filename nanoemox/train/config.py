@@ -111,7 +111,9 @@ class TrainConfig:
             for source in stage.data:
                 if source.set not in self.datasets:
                     known_sets = ", ".join(self.datasets)
-                    raise UsageError(f"stage {stage.name}: data set {source.set!r} is not one of {known_sets}")
+                    raise UsageError(
+                        f"stage {stage.name}: data set {source.set!r} is not one of {known_sets}"
+                    )
         if absent := [name for name in P2E if name not in self.stages]:
             raise UsageError(f"stages: {absent[0]!r} is missing; a curriculum has {', '.join(P2E)}")
 
@@ -136,7 +138,9 @@ def read_config(path: str | Path, **changes: Any) -> TrainConfig:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise UsageError(f"{file}{where}: not valid YAML ({getattr(error, 'problem', None) or error})") from error
+        raise UsageError(
+            f"{file}{where}: not valid YAML ({getattr(error, 'problem', None) or error})"
+        ) from error
     if not isinstance(values, dict):
         raise UsageError(f"{file}: must be a mapping of keys")
     try:
@@ -152,7 +156,9 @@ def config_from(values: Mapping[str, Any]) -> TrainConfig:
     if isinstance(stages, Mapping):  # a stage's name is its key
         for name, stage in stages.items():
             if not re.fullmatch(r"\w[\w.-]*", str(name)):
-                raise UsageError(f"stages.{name}: a stage's name is a folder's: letters, digits, '-', '_' and '.'")
+                raise UsageError(
+                    f"stages.{name}: a stage's name is a folder's: letters, digits, '-', '_' and '.'"
+                )
             if isinstance(stage, Mapping) and stage.get("name", str(name)) != str(name):
                 raise UsageError(
                     f"stages.{name}.name is {stage['name']!r}, must be left out: a stage's name is its key"

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..bundle import build_empty
+from ..build import build_empty
 from ..config import FRAMES, NanoEmoXConfig
 from ..model import NanoEmoX
 from ..tasks import TASKS
-from .base import sizes, trainable_names
 from .config import TrainConfig
+from .initial_model import sizes, trainable_names
 from .run import the_plan
 from .sampler import Mixture, Records, Sampler, realised
 from .stages import Stage
@@ -69,8 +69,16 @@ def dry_run(
             sampler = Sampler(mixture, config.batch, f"{config.seed}|{one.name}")
             for _ in range(draws):
                 sampler.draw()
-            record: dict[str, Any] = {"stage": one.name, "steps": one.total, "trainable": trainable(model, one)}
-            record |= {"draws": draws, "intended": realised(_counts(mixture)), "drawn": realised(sampler.counts)}
+            record: dict[str, Any] = {
+                "stage": one.name,
+                "steps": one.total,
+                "trainable": trainable(model, one),
+            }
+            record |= {
+                "draws": draws,
+                "intended": realised(_counts(mixture)),
+                "drawn": realised(sampler.counts),
+            }
             out.append(record | estimate(model, model_config, config, one))
     return out
 
@@ -103,7 +111,9 @@ def estimate(model: NanoEmoX, sizes: NanoEmoXConfig, config: TrainConfig, stage:
     kept += rows * 4 * lm.hidden_size * (lm.layers if config.gradient_checkpointing else 0)
     logits = config.batch * TEXT[1] * lm.vocab_size * (2 + 4 + 4)
     adapters = 12 * config.batch * 32 * sizes.qformer.hidden_size * 40
-    audio = 8 * 32_000 // 5 * max(sizes.audio.conv_dim) * 2 * 3  # the first convolution, its norm and activation
+    audio = (
+        8 * 32_000 // 5 * max(sizes.audio.conv_dim) * 2 * 3
+    )  # the first convolution, its norm and activation
     memory = {
         "frozen": 2 * (total - trained),
         "trained": 16 * trained,
@@ -152,7 +162,9 @@ def describe(records: list[dict[str, Any]], config: TrainConfig) -> str:
         fits = "fits" if one["fits"] else "does not fit; try gradient_checkpointing or a smaller batch"
         lines.append(f"  memory  about {memory['total'] / GIB:.1f} GiB ({parts}); one 24 GB GPU: {fits}")
         cached = f"{seconds['step_with_cache']:.3f} s with features cached ({seconds['total_with_cache'] / 3600:.1f} h)"
-        lines.append(f"  time    about {seconds['step']:.3f} s a step ({seconds['total'] / 3600:.1f} h), {cached}")
+        lines.append(
+            f"  time    about {seconds['step']:.3f} s a step ({seconds['total'] / 3600:.1f} h), {cached}"
+        )
     drawn = records[0]["draws"] if records else 0
     lines.append(f"{drawn} batches of {config.batch} drawn per stage, seed {config.seed}; no media was read")
     return "\n".join(lines)

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..bundle import write_safetensors
+from ..bundle.tensors import write_safetensors
 from ..data.record import Sample
 from ..errors import MediaError
 from ..model import NanoEmoX
@@ -116,7 +116,9 @@ class Features:
             values = (visual, taps, self.model.face(batch))
         else:
             values = self.model.audio(batch)
-        entry = {name: value[0].cpu().contiguous() for name, value in zip(_NAMES[stream], values, strict=True)}
+        entry = {
+            name: value[0].cpu().contiguous() for name, value in zip(_NAMES[stream], values, strict=True)
+        }
         self.encoded += 1
         if key is not None and self.folder is not None and not self.disabled:
             with self._lock:
@@ -135,7 +137,9 @@ class Features:
         temporary, final = self.folder / f".{name}.tmp", self.folder / name
         try:
             shapes = {key: tuple(value.shape) for key, value in tensors.items()}
-            write_safetensors(temporary, shapes, {k: v.dtype for k, v in tensors.items()}, tensors.__getitem__)
+            write_safetensors(
+                temporary, shapes, {k: v.dtype for k, v in tensors.items()}, tensors.__getitem__
+            )
             os.rename(temporary, final)
         except OSError as error:
             temporary.unlink(missing_ok=True)

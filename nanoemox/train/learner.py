@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..model import Encoded, NanoEmoX
+from ..model import NanoEmoX
+from ..modules.encoded import Encoded
 from ..prompts import MODALITY_SETS
 from .stages import group_of
 
@@ -61,7 +62,9 @@ class Learner(nn.Module):
         if "audio" in shown:
             out.speech = self.audio_branch(features["audio"])
         if "fusion" in shown:
-            out.fusion, _ = self.fusion(*(features[name] for name in ("audio", "audio_taps", "visual", "visual_taps")))
+            out.fusion, _ = self.fusion(
+                *(features[name] for name in ("audio", "audio_taps", "visual", "visual_taps"))
+            )
         embeds = self.model_of().splice(ids, out)
         base: Any = self.language.base
         hidden = base.model(inputs_embeds=embeds, attention_mask=mask, use_cache=False).last_hidden_state

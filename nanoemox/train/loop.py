@@ -18,13 +18,13 @@ from ..data.record import Dataset
 from ..errors import MediaError
 from ..model import NanoEmoX
 from . import checkpoint, optimizer
-from .base import trainable_names
 from .config import TrainConfig
+from .examples import Batch, Example, Reader, Rejected, Samples, Unusable
 from .features import Features
+from .initial_model import trainable_names
 from .learner import Learner
 from .log import Log, write_json
 from .sampler import Mixture, Sampler, realised
-from .samples import Batch, Example, Reader, Rejected, Samples, Unusable
 from .stages import Stage
 
 _TRIED = 50  # samples before the share of bad ones is judged
@@ -110,7 +110,9 @@ class StageRun:
         adamw = optimizer.adamw(parameters, weight_decay=config.weight_decay, betas=config.betas)
         self.learner, prepared = job.accelerator.prepare(learner, adamw)
         self.optimizer = prepared.optimizer
-        self.parameters = {name: job.model.get_parameter(key) for name, key in names.items()}  # sharded by now, maybe
+        self.parameters = {
+            name: job.model.get_parameter(key) for name, key in names.items()
+        }  # sharded by now, maybe
         if found is not None:
             checkpoint.check_config(found, self.identity)
             optimizer.assign(self.parameters, found.weights())
@@ -140,13 +142,17 @@ class StageRun:
             self.step += 1
             if self.step % stage.steps == 0:
                 self.job.features.refresh()
-            due = self.step % config.checkpoint_every == 0 or (config.keep_epochs and self.step % stage.steps == 0)
+            due = self.step % config.checkpoint_every == 0 or (
+                config.keep_epochs and self.step % stage.steps == 0
+            )
             if number or due or self.step == stage.total:
                 written = self._save(state)
             if number and self.step < stage.total:
                 raise Interrupted(number, written)
         if self.rank == 0 and self.bad:
-            self.log.say(f"stage {stage.name}: {self.bad} of {self.tried} samples were skipped, see {self.log.skipped}")
+            self.log.say(
+                f"stage {stage.name}: {self.bad} of {self.tried} samples were skipped, see {self.log.skipped}"
+            )
         return written
 
     def _draw(self) -> list[tuple[int, list["Future[Example]"]]]:
@@ -158,7 +164,9 @@ class StageRun:
             out.append((draws[0].source, [self.pool.submit(self.samples.fetch, draw) for draw in mine]))
         return out
 
-    def _collect(self, drawn: list[tuple[int, list["Future[Example]"]]]) -> tuple[list[Batch], MediaError | None]:
+    def _collect(
+        self, drawn: list[tuple[int, list["Future[Example]"]]]
+    ) -> tuple[list[Batch], MediaError | None]:
         """Batches of the drawn samples; an error instead of raising it, so that all processes can stop together."""
         batches: list[Batch] = []
         try:
@@ -194,7 +202,9 @@ class StageRun:
             count, self.tried, self.bad, failed is not None, self.job.stop.signal
         )
         if failures:
-            raise failed or MediaError(f"stage {self.stage.name}: another process found no sample that can be used")
+            raise failed or MediaError(
+                f"stage {self.stage.name}: another process found no sample that can be used"
+            )
         if tried >= _TRIED and bad > config.max_bad_share * tried:
             raise MediaError(
                 f"stage {self.stage.name}: {bad:.0f} of {tried:.0f} samples could not be read, more than the "
@@ -262,7 +272,9 @@ class StageRun:
                 written = checkpoint.save(self.folder, weights, moments, state)
                 self._log_mixture(sampler)
                 epoch = self.stage.steps if self.job.config.keep_epochs else None
-                checkpoint.prune(self.folder, keep=self.job.config.keep if not state["done"] else 1, epoch=epoch)
+                checkpoint.prune(
+                    self.folder, keep=self.job.config.keep if not state["done"] else 1, epoch=epoch
+                )
             except OSError as error:
                 failure = error
         if self._sum(failure is not None)[0]:

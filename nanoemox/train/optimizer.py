@@ -20,7 +20,9 @@ def adamw(
     decayed = [p for p in parameters.values() if p.ndim >= 2]
     spared = [p for p in parameters.values() if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, betas=(betas[0], betas[1]))
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=0.0, betas=(betas[0], betas[1])
+    )
 
 
 def whole(tensor: Tensor) -> Tensor:

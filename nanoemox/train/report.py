@@ -37,7 +37,9 @@ def draw_curves(folder: Path, cells: Mapping[tuple[str, str], float]) -> Path | 
     names = list(cells)
     places = range(len(names))
     right.barh([p + 0.2 for p in places], [100 * cells[name] for name in names], 0.4, label="intended")
-    right.barh([p - 0.2 for p in places], [100 * counts.get(name, 0) / total for name in names], 0.4, label="drawn")
+    right.barh(
+        [p - 0.2 for p in places], [100 * counts.get(name, 0) / total for name in names], 0.4, label="drawn"
+    )
     right.set_yticks(list(places), [f"{name} / {task}" for name, task in names], fontsize=7)
     right.set(title="samples, percent")
     right.legend(fontsize=7)

@@ -11,21 +11,20 @@ from typing import Any
 
 import torch
 
-from ..bundle import CARD
+from ..bundle.folder import CARD
 from ..data.record import Dataset
 from ..errors import CheckpointError, UsageError
 from ..model import NanoEmoX
-from ..weights import save_bundle
 from . import checkpoint, optimizer
-from .base import build_model, trainable_names
 from .config import TrainConfig, to_dict
+from .examples import Reader
 from .features import Features
+from .initial_model import build_model, trainable_names
 from .learner import use_liger
 from .log import write_json
 from .loop import Job, StageRun, Stop
 from .report import draw_curves
 from .sampler import Mixture, Records
-from .samples import Reader
 from .stages import Plan, Stage, joint_stage, plan
 
 # Keys that a resumed run may change: they decide where and how fast, not what comes out.
@@ -50,7 +49,9 @@ def the_plan(config: TrainConfig, datasets: Mapping[str, Records]) -> Plan:
     if config.order == "joint":
         shares: dict[str, dict[str, float]] = {}
         if config.joint.variant == "all_data":
-            shares = {name: Mixture(stage, datasets, config.seed).by_set() for name, stage in config.stages.items()}
+            shares = {
+                name: Mixture(stage, datasets, config.seed).by_set() for name, stage in config.stages.items()
+            }
         stages["joint"] = joint_stage(config.stages, config.joint, shares)
     return plan(config.order, stages)
 
@@ -81,7 +82,9 @@ def train(
     steps = the_plan(config, datasets)
     chosen = [one for one in steps.stages if stage in (None, one.name)]
     if not chosen:
-        raise UsageError(f"stage {stage!r} is not in order {config.order}: it has {', '.join(steps.order.stages)}")
+        raise UsageError(
+            f"stage {stage!r} is not in order {config.order}: it has {', '.join(steps.order.stages)}"
+        )
     for one in chosen:
         Mixture(one, datasets, config.seed)  # its complaints, before anything is loaded
     out = Path(config.out)
@@ -93,14 +96,19 @@ def train(
 
     def built() -> NanoEmoX:
         with accelerator.main_process_first():
-            made = build_model(config.model, out / "base", dtype=precision, seed=config.seed).to(accelerator.device)
+            made = build_model(config.model, out / "base", dtype=precision, seed=config.seed).to(
+                accelerator.device
+            )
         if config.liger:
             use_liger(made)
         return made
 
     with Stop() as stop:
         model = built()
-        fresh = {name: model.get_parameter(key).detach().cpu().clone() for name, key in trainable_names(model).items()}
+        fresh = {
+            name: model.get_parameter(key).detach().cpu().clone()
+            for name, key in trainable_names(model).items()
+        }
         if (plugin := getattr(accelerator.state, "fsdp_plugin", None)) is not None:
             plugin.transformer_cls_names_to_wrap = [type(model.language.base.model.layers[0]).__name__]
         features = Features(model, Path(config.cache) if config.cache else None)
@@ -113,12 +121,21 @@ def train(
                 checkpoint.sweep(folder)
             accelerator.wait_for_everyone()
             found = checkpoint.latest(folder)
-            sets = {source.set: config.datasets[source.set] for source in one.data if source.set in config.datasets}
+            sets = {
+                source.set: config.datasets[source.set]
+                for source in one.data
+                if source.set in config.datasets
+            }
             read = {
                 name: {"format": of.format, "split": of.split, "options": to_dict(of.options)}
                 for name, of in sets.items()
             }
-            mine = {**identity, "stage": to_dict(one), "starts": list(steps.starts[one.name]), "datasets": read}
+            mine = {
+                **identity,
+                "stage": to_dict(one),
+                "starts": list(steps.starts[one.name]),
+                "datasets": read,
+            }
             if found is not None:
                 checkpoint.check_config(found, mine)
                 if found.state["done"]:
@@ -173,7 +190,9 @@ def sharding() -> Any:
 def _claim(out: Path, config: TrainConfig, stages: list[str], resume: bool) -> None:
     """`out` is new, or of this run and to be gone on with."""
     if not resume and (taken := [name for name in stages if (out / name).exists()]):
-        raise UsageError(f"{out}: holds stage {taken[0]} already; add --resume to go on, or choose another --out")
+        raise UsageError(
+            f"{out}: holds stage {taken[0]} already; add --resume to go on, or choose another --out"
+        )
     if resume and not out.is_dir():
         raise UsageError(f"{out}: no such folder, so there is nothing to resume; leave out --resume")
     try:
@@ -204,7 +223,9 @@ def _starting_values(out: Path, steps: Plan, stage: str) -> dict[str, torch.Tens
         if start in names:
             found = checkpoint.latest(out / start)
             if found is None or not found.state["done"]:
-                raise CheckpointError(f"{out / start}: stage {stage} starts from {start}, which is not finished there")
+                raise CheckpointError(
+                    f"{out / start}: stage {stage} starts from {start}, which is not finished there"
+                )
         else:
             found = checkpoint.read(Path(start))
         values |= found.weights()
@@ -216,7 +237,9 @@ def _assign(model: NanoEmoX, values: Mapping[str, torch.Tensor]) -> None:
     parameters = {name: model.get_parameter(key) for name, key in trainable_names(model).items()}
     for name, value in values.items():
         if name not in parameters or parameters[name].shape != value.shape:
-            raise CheckpointError(f"the starting checkpoint's {name} {list(value.shape)} does not fit the model")
+            raise CheckpointError(
+                f"the starting checkpoint's {name} {list(value.shape)} does not fit the model"
+            )
     optimizer.assign(parameters, values)
 
 
@@ -227,6 +250,6 @@ def _bundle(model: NanoEmoX, out: Path, steps: Plan) -> Path:
         sets = ", ".join(source.set for source in one.data)
         card.append(f"| {one.name} | {one.total} | {sets} | {', '.join(one.train)} |")
     model.source = None
-    save_bundle(model.requires_grad_(False), out / "bundle")
+    model.requires_grad_(False).save(out / "bundle")
     (out / "bundle" / CARD).write_text("\n".join(card) + "\n")
     return out / "bundle"

@@ -64,9 +64,12 @@ def _profiled(stage: Stage) -> tuple[Source, ...]:
     for (name, kind), share in zip(_PLACES, _CELLS[stage.profile], strict=True):
         table.setdefault(name, {})[kind] = share
     if {source.set for source in stage.data} != set(table):
-        raise UsageError(f"stage {stage.name}: profile {stage.profile} is for the data sets {', '.join(table)}")
+        raise UsageError(
+            f"stage {stage.name}: profile {stage.profile} is for the data sets {', '.join(table)}"
+        )
     return tuple(
-        replace(source, weight=sum(table[source.set].values()), kinds=table[source.set]) for source in stage.data
+        replace(source, weight=sum(table[source.set].values()), kinds=table[source.set])
+        for source in stage.data
     )
 
 
@@ -81,7 +84,9 @@ class Mixture:
         for source in self.sources:
             where = f"stage {stage.name}, data set {source.set}"
             if source.set not in datasets:
-                raise UsageError(f"{where}: not among the datasets; known are {', '.join(datasets) or 'none'}")
+                raise UsageError(
+                    f"{where}: not among the datasets; known are {', '.join(datasets) or 'none'}"
+                )
             records = datasets[source.set]
             if not len(records):
                 raise UsageError(f"{where}: holds no record")
@@ -90,10 +95,14 @@ class Mixture:
             count = max(1, int(len(records) * source.ratio))
             chosen = random.Random(f"{seed}|{source.set}|subset")
             everything = range(len(records))
-            self.kept.append(everything if count == len(records) else sorted(chosen.sample(everything, count)))
+            self.kept.append(
+                everything if count == len(records) else sorted(chosen.sample(everything, count))
+            )
             kinds = dict(source.kinds) if source.kinds else dict.fromkeys(records.kinds, 1.0)
             if unknown := [kind for kind in kinds if kind not in records.kinds]:
-                raise UsageError(f"{where}: no answer type {unknown[0]!r}; known are {', '.join(records.kinds)}")
+                raise UsageError(
+                    f"{where}: no answer type {unknown[0]!r}; known are {', '.join(records.kinds)}"
+                )
             self.records.append(records)
             self.kinds.append(_shares(kinds, where))
         given = [source.weight is not None for source in self.sources]
@@ -107,7 +116,9 @@ class Mixture:
     def cells(self) -> dict[tuple[str, str], float]:
         """(data set, task) -> expected share of the samples."""
         out: dict[tuple[str, str], float] = {}
-        for source, records, share, kinds in zip(self.sources, self.records, self.shares, self.kinds, strict=True):
+        for source, records, share, kinds in zip(
+            self.sources, self.records, self.shares, self.kinds, strict=True
+        ):
             for kind, part in kinds.items():
                 cell = source.set, records.task_of(kind)
                 out[cell] = out.get(cell, 0.0) + share * part

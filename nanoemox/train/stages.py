@@ -71,10 +71,16 @@ class Stage:
     def __post_init__(self) -> None:
         for given, known, what in (
             (self.train, GROUPS, "trainable group"),
-            ([self.modalities, *(s.modalities for s in self.data if s.modalities)], MODALITY_SETS, "modality set"),
+            (
+                [self.modalities, *(s.modalities for s in self.data if s.modalities)],
+                MODALITY_SETS,
+                "modality set",
+            ),
         ):
             if unknown := [name for name in given if name not in known]:
-                raise UsageError(f"stage {self.name}: unknown {what} {unknown[0]!r}; known are {', '.join(known)}")
+                raise UsageError(
+                    f"stage {self.name}: unknown {what} {unknown[0]!r}; known are {', '.join(known)}"
+                )
         if not self.data or not self.train:
             raise UsageError(f"stage {self.name}: needs at least one data set and one trainable group")
         if self.epochs < 1 or self.steps < 1:
@@ -129,7 +135,9 @@ class Joint:
             raise UsageError(f"joint: variant {self.variant!r} is neither phase3_data nor all_data")
 
 
-def joint_stage(stages: Mapping[str, Stage], joint: Joint, shares: Mapping[str, Mapping[str, float]]) -> Stage:
+def joint_stage(
+    stages: Mapping[str, Stage], joint: Joint, shares: Mapping[str, Mapping[str, float]]
+) -> Stage:
     """The one stage of order `joint`. `shares`: stage -> data set -> share of its batches, as its profile has them."""
     last, total = stages[P2E[-1]], sum(stages[name].total for name in P2E)
     data = last.data
@@ -140,7 +148,9 @@ def joint_stage(stages: Mapping[str, Stage], joint: Joint, shares: Mapping[str, 
                 source = replace(source, modalities=source.modalities or stage.modalities)
                 weight = stage.total / total * shares[stage.name][source.set]
                 key = source.set, source.modalities, tuple(sorted((source.kinds or {}).items()))
-                merged[key] = replace(source, weight=weight + (merged[key].weight or 0 if key in merged else 0))
+                merged[key] = replace(
+                    source, weight=weight + (merged[key].weight or 0 if key in merged else 0)
+                )
         data = tuple(merged.values())
     epochs, steps = last.epochs, last.steps
     if joint.match_steps:
@@ -177,6 +187,7 @@ def plan(order: str, stages: Mapping[str, Stage]) -> Plan:
     if absent := [name for name in chosen.stages if name not in stages]:
         raise UsageError(f"order {order} needs stage {absent[0]!r}; the config has {', '.join(stages)}")
     starts = {
-        name: chosen.stages[:place] if chosen.chained else stages[name].init for place, name in enumerate(chosen.stages)
+        name: chosen.stages[:place] if chosen.chained else stages[name].init
+        for place, name in enumerate(chosen.stages)
     }
     return Plan(chosen, tuple(stages[name] for name in chosen.stages), starts)

@@ -27,7 +27,9 @@ def dot(x, w, acc, PARTS: tl.constexpr):
     elif w.dtype == tl.float32:  # no tensor cores: even three TF32 products err more than PyTorch's own fp32
         product = tl.dot(x.to(tl.float32), w, input_precision="ieee", max_num_imprecise_acc=1)
     else:
-        product = tl.dot(x.to(tl.float32), w.to(tl.float32), input_precision="tf32x3", max_num_imprecise_acc=1)
+        product = tl.dot(
+            x.to(tl.float32), w.to(tl.float32), input_precision="tf32x3", max_num_imprecise_acc=1
+        )
     return acc + product
 
 

@@ -55,7 +55,9 @@ def test_the_test_part_is_the_official_one(key, annotations, packed):
     expected = packed["expected"][key]
     data = open_dataset(format, annotations / folder, split="test")
     assert [record.name for record in data.records] == expected["test_names"]
-    field = {"mintrec": "intent", "mintrec2": "intent"}.get(key, "valence" if key[:3] in ("cmu", "sim") else "onehot")
+    field = {"mintrec": "intent", "mintrec2": "intent"}.get(
+        key, "valence" if key[:3] in ("cmu", "sim") else "onehot"
+    )
     for record in data.records:
         if key == "avamerg":
             turns = expected["name2subtitle"][record.name]
@@ -63,7 +65,15 @@ def test_the_test_part_is_the_official_one(key, annotations, packed):
         else:
             assert record.subtitle == expected["name2subtitle"][record.name]
             if truth := expected.get("test_name2gt"):
-                index = {"anger": 0, "joy": 1, "sadness": 2, "neutral": 3, "disgust": 4, "fear": 5, "surprise": 6}
+                index = {
+                    "anger": 0,
+                    "joy": 1,
+                    "sadness": 2,
+                    "neutral": 3,
+                    "disgust": 4,
+                    "fear": 5,
+                    "surprise": 6,
+                }
                 got = record.fields[field]
                 assert (index[got] if key == "meld" else got) == truth[record.name]
 
@@ -154,10 +164,14 @@ def test_what_is_not_there_is_named(annotations, tmp_path):
         open_dataset("crema_d", annotations / "crema_d", split="test")
     with pytest.raises(UsageError, match="has no option 'colour'"):
         open_dataset("crema_d", annotations / "crema_d", colour="red")
-    with pytest.raises(ValueError, match="v_test_v5_0.json: no such file"):  # and not the training file instead
+    with pytest.raises(
+        ValueError, match="v_test_v5_0.json: no such file"
+    ):  # and not the training file instead
         shutil.copy(annotations / "avamerg" / "train.json", tmp_path)
         open_dataset("avamerg", tmp_path, split="test")
-    with pytest.raises(ValueError, match="answer type 'label' does not exist; it offers description, ovlabel"):
+    with pytest.raises(
+        ValueError, match="answer type 'label' does not exist; it offers description, ovlabel"
+    ):
         open_dataset("merr_fine", annotations / "merr").task_of("label")
 
 
@@ -172,7 +186,10 @@ def item(user="", assistant="sad", path="a/b.wav"):
         ("[", "line 1: not JSON"),
         ("{}", "must hold an array"),
         ("[1]", "item 1: is 1, must be an object"),
-        (json.dumps([item(), item(assistant=None)]), "item 2: content of the assistant: is missing, must be text"),
+        (
+            json.dumps([item(), item(assistant=None)]),
+            "item 2: content of the assistant: is missing, must be text",
+        ),
         (json.dumps([{**item(), "audios": []}]), r"item 1: audios\[0\]: is missing"),
     ],
 )
@@ -254,11 +271,15 @@ def test_archives_run_nothing(tmp_path, monkeypatch):
         read_archive(archive(tmp_path / "a.npz", {"a": 1}, shape=(2,)))
     with pytest.raises(ValueError, match="must hold a dict"):
         read_archive(archive(tmp_path / "a.npz", {"a": [np.array([{}], object)]}))
-    whole = archive(tmp_path / "a.npz", {"a": {"emo": np.int64(1), "val": np.float32(0.5), "x": np.arange(3.0)}})
+    whole = archive(
+        tmp_path / "a.npz", {"a": {"emo": np.int64(1), "val": np.float32(0.5), "x": np.arange(3.0)}}
+    )
     held = read_archive(whole)["train_corpus"]["a"]
     assert held["emo"] == 1 and held["x"].tolist() == [0, 1, 2]
     for protocol in range(2, 6):
-        value = pickle.dumps(np.array({"a": {"emo": np.int64(3), "val": np.float64(-10), "x": np.ones(2)}}), protocol)
+        value = pickle.dumps(
+            np.array({"a": {"emo": np.int64(3), "val": np.float64(-10), "x": np.ones(2)}}), protocol
+        )
         with zipfile.ZipFile(tmp_path / "p.npz", "w") as out:
             header = b"\x93NUMPY\x01\x00\x46\x00{'descr': '|O', 'fortran_order': False, 'shape': (), }"
             out.writestr("c.npy", header.ljust(79) + b"\n" + value)
@@ -287,9 +308,14 @@ def test_bad_labels(annotations, tmp_path):
         open_dataset("iemocap", root)
 
 
-@pytest.mark.skipif(not (SHARED / "annotations_samples").is_dir(), reason="full fixtures are not beside this checkout")
+@pytest.mark.skipif(
+    not (SHARED / "annotations_samples").is_dir(), reason="full fixtures are not beside this checkout"
+)
 def test_the_packed_copy_is_whole(packed):
-    assert json.loads((SHARED / "annotations_samples" / "expected.json").read_text())["datasets"] == packed["expected"]
+    assert (
+        json.loads((SHARED / "annotations_samples" / "expected.json").read_text())["datasets"]
+        == packed["expected"]
+    )
     for folder in {folder for _, folder in SETS.values()}:
         for path in (SHARED / "annotations_samples" / folder).iterdir():
             assert f"{folder}/{path.name}" in {**packed["texts"], **packed["archives"]}

@@ -19,8 +19,23 @@ LINES = [
     {"id": "a", "video": "clip.mp4", "subtitle": "It is gone.", "task": "ov-mer", "labels": ["sad", "hurt"]},
     {"id": "a", "video": "clip.mp4", "subtitle": "It is gone.", "task": "eri", "reason": "She looks down."},
     {"id": "a", "video": "clip.mp4", "subtitle": "It is gone.", "task": "mir", "label": "inform"},
-    {"id": "a", "video": "clip.mp4", "subtitle": "It is gone.", "task": "erg", "chain": CHAIN, "reply": "I am sorry."},
-    {"id": "b", "video": "clip.mp4", "start": 0.5, "end": 1, "task": "mer", "question": "And now?", "answer": "Glum."},
+    {
+        "id": "a",
+        "video": "clip.mp4",
+        "subtitle": "It is gone.",
+        "task": "erg",
+        "chain": CHAIN,
+        "reply": "I am sorry.",
+    },
+    {
+        "id": "b",
+        "video": "clip.mp4",
+        "start": 0.5,
+        "end": 1,
+        "task": "mer",
+        "question": "And now?",
+        "answer": "Glum.",
+    },
     {
         "id": "c",
         "subtitle": "Well.",
@@ -38,7 +53,9 @@ def write(tmp_path):
 
     def written(*lines, name="own.jsonl"):
         path = tmp_path / name
-        path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n")
+        path.write_text(
+            "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n"
+        )
         return path
 
     return written
@@ -50,14 +67,26 @@ def test_lines_become_samples(write):
     rng = random.Random(0)
     for kind in data.kinds:
         sample = data.sample(0, kind, rng)
-        assert (sample.name, sample.task, sample.subtitle, sample.video.name) == ("a", kind, "It is gone.", "clip.mp4")
+        assert (sample.name, sample.task, sample.subtitle, sample.video.name) == (
+            "a",
+            kind,
+            "It is gone.",
+            "clip.mp4",
+        )
         assert sample.question.startswith(TASKS[kind].tag) and sample.audio is None and not sample.history
         parsed = TASKS[kind].parse(sample.answer, TASKS[kind].labels)
-        wanted = {"msa": ["negative"], "mir": ["inform"], "ov-mer": ["sad", "hurt"], "eri": []}.get(kind, ["sad"])
+        wanted = {"msa": ["negative"], "mir": ["inform"], "ov-mer": ["sad", "hurt"], "eri": []}.get(
+            kind, ["sad"]
+        )
         assert parsed.labels == wanted
     assert data.sample(0, "erg", rng).answer.endswith("</think>\n I am sorry.")
     second = data.sample(1, "mer", rng)
-    assert (second.question, second.answer, second.start, second.end) == ("[Recognition] And now?", "Glum.", 0.5, 1)
+    assert (second.question, second.answer, second.start, second.end) == (
+        "[Recognition] And now?",
+        "Glum.",
+        0.5,
+        1,
+    )
     third = data.sample(2, "mer", rng)
     assert "bored, calm?" in third.question and third.answer == "The emotion of the person is bored."
     assert data.sample(1, "erg", rng).name == "a"  # the next clip that has the task
@@ -72,9 +101,21 @@ def test_history_fills_the_subtitle(write):
     own = open_dataset("manifest", write({**line, "question": "What would you say?"})).sample(
         0, "erg", random.Random(0)
     )
-    assert own.question == "Context: Two friends. The speaker says: It is gone. [Interaction] What would you say?"
-    polar = {"id": "a", "task": "msa", "subtitle": "x", "label": "weakly good", "candidates": ["weakly good", "bad"]}
-    assert "weakly good, bad." in open_dataset("manifest", write(polar)).sample(0, "msa", random.Random(0)).question
+    assert (
+        own.question
+        == "Context: Two friends. The speaker says: It is gone. [Interaction] What would you say?"
+    )
+    polar = {
+        "id": "a",
+        "task": "msa",
+        "subtitle": "x",
+        "label": "weakly good",
+        "candidates": ["weakly good", "bad"],
+    }
+    assert (
+        "weakly good, bad."
+        in open_dataset("manifest", write(polar)).sample(0, "msa", random.Random(0)).question
+    )
 
 
 BAD = [
@@ -112,10 +153,16 @@ def test_complaints(write, line, complaint, capsys):
 
 
 def test_every_complaint_is_listed(write, capsys):
-    path = write(*(line for line, _ in BAD), LINES[7], LINES[7], {**LINES[7], "video": "clip.mp4", "question": "Q?"})
+    path = write(
+        *(line for line, _ in BAD), LINES[7], LINES[7], {**LINES[7], "video": "clip.mp4", "question": "Q?"}
+    )
     assert main(["data", "validate", str(path)]) == 1
     said, n = capsys.readouterr().err.splitlines(), len(BAD)
-    assert {int(line.split("line ")[1].split(":")[0]) for line in said[:-1]} == {*range(1, n + 1), n + 2, n + 3}
+    assert {int(line.split("line ")[1].split(":")[0]) for line in said[:-1]} == {
+        *range(1, n + 1),
+        n + 2,
+        n + 3,
+    }
     assert f"id 'c' with task 'mer' stands in line {n + 1} already" in said[-3]
     assert f"names other files in line {n + 1}" in said[-2]
     with pytest.raises(ValueError, match=r"and \d+ more: nanoemox data validate lists them"):
@@ -138,17 +185,28 @@ def test_validate_decodes_media(write, tmp_path, capsys):
     assert main(["data", "validate", str(path)]) == 0
     assert main(["data", "validate", str(path), "--media"]) == 1
     said = capsys.readouterr().err
-    assert "line 2: video: " in said and "bad.mp4" in said and "line 3: video: " in said and "line 1:" not in said
+    assert (
+        "line 2: video: " in said
+        and "bad.mp4" in said
+        and "line 3: video: " in said
+        and "line 1:" not in said
+    )
 
 
 def test_read_sample_gives_what_the_set_needs(write):
     data = open_dataset("manifest", write({**LINES[0], "start": 0.2, "end": 1.4}, LINES[7]))
     sample = data.sample(0, "mer", random.Random(0))
     clip = read_sample(sample, "multiface_audio_face_frame_text")
-    assert clip.frames.shape == (8, 3, 224, 224) and clip.audio.shape == (8, 32000) and clip.subtitle == "It is gone."
+    assert (
+        clip.frames.shape == (8, 3, 224, 224)
+        and clip.audio.shape == (8, 32000)
+        and clip.subtitle == "It is gone."
+    )
     assert clip.duration == pytest.approx(1.2) and min(clip.frame_times) >= 0.2
     clip = read_sample(sample, "face_frame")
-    assert clip.frames is not None and clip.audio is None and clip.subtitle is None and clip.window_starts == []
+    assert (
+        clip.frames is not None and clip.audio is None and clip.subtitle is None and clip.window_starts == []
+    )
     clip = read_sample(sample, "audio_text")
     assert clip.frames is None and clip.audio is not None and clip.subtitle
     words = data.sample(1, "mer", random.Random(0))
@@ -181,8 +239,12 @@ def test_read_sample_tells_a_missing_stream(tmp_path):
 
     file = write_wav(tmp_path / "a.wav", (tone(16000, 16000)[None] * 32767).astype("int16"), 16000)
     path = tmp_path / "m.jsonl"
-    path.write_text(json.dumps({"id": "a", "video": "a.wav", "audio": "a.wav", "task": "mer", "label": "sad"}) + "\n")
+    path.write_text(
+        json.dumps({"id": "a", "video": "a.wav", "audio": "a.wav", "task": "mer", "label": "sad"}) + "\n"
+    )
     sample = open_dataset("manifest", path).sample(0, "mer", random.Random(0))
     assert read_sample(sample, "audioonly").audio is not None
-    with pytest.raises(MediaError, match=f"{file.name}: no frames in it, which modality set face_frame needs"):
+    with pytest.raises(
+        MediaError, match=f"{file.name}: no frames in it, which modality set face_frame needs"
+    ):
         read_sample(sample, "face_frame")

@@ -12,7 +12,7 @@ import pytest
 
 from nanoemox.cli import main
 from nanoemox.data import open_dataset, read_sample
-from nanoemox.data.manifest import CHAIN
+from nanoemox.data.formats.manifest import CHAIN
 from nanoemox.data.questions import chain_text
 from nanoemox.data.synthetic import faces, render, texts, voices, write_corpus, writer
 from nanoemox.data.synthetic.plan import LIES, MODALITIES, SOUNDS, TRAIN, plan
@@ -30,7 +30,11 @@ def corpus(tmp_path_factory):
 
 
 def digests(folder):
-    return {p.relative_to(folder): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()}
+    return {
+        p.relative_to(folder): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in folder.rglob("*")
+        if p.is_file()
+    }
 
 
 def test_the_same_bytes_from_any_number_of_processes(corpus, tmp_path):
@@ -74,7 +78,9 @@ def test_answers_are_short_and_of_the_tasks_labels():
         assert f"so the person is {a['emotion']}." in a["reason"]
         assert (f"The {p.lie} do" in a["reason"]) == bool(p.lie)
         intents.add(a["intent"])
-        text = " ".join([p.spoken.text, a["reason"], a["reply"], a["intent"], *a["labels"], *a["chain"].values()])
+        text = " ".join(
+            [p.spoken.text, a["reason"], a["reply"], a["intent"], *a["labels"], *a["chain"].values()]
+        )
         words |= {word.strip(".,?!").lower() for word in text.split()}
     assert intents == set(texts.INTENTS)
     assert len(words) < 350, len(words)
@@ -154,7 +160,9 @@ def test_every_adapter_reads_it(corpus, format, split, kind, modalities, count):
     if format in ("crema_d", "caer_ferv39k"):
         assert {record.fields["onehot"] for record in data.records} <= set(data.candidates)
     clip = read_sample(data.sample(0, kind, random.Random(0)), modalities)
-    assert (clip.frames is not None) == ("frame" in modalities) and (clip.audio is not None) == ("audio" in modalities)
+    assert (clip.frames is not None) == ("frame" in modalities) and (clip.audio is not None) == (
+        "audio" in modalities
+    )
     assert 2 < clip.duration < 3.1 and not clip.notes
 
 

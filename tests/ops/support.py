@@ -5,7 +5,9 @@ import os
 import torch
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DTYPES = [torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat16])  # the interpreter truncates bf16
+DTYPES = [torch.float32, torch.float16] + (
+    [] if INTERPRETED else [torch.bfloat16]
+)  # the interpreter truncates bf16
 
 
 def assert_as_good_as(got, low, exact, factor=2.0):

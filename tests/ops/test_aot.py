@@ -15,7 +15,9 @@ from nanoemox_kernels.aot import ARCHITECTURES, occupancy
 def rows():
     env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     run = [sys.executable, "-m", "nanoemox_kernels.aot", "--json"]
-    return json.loads(subprocess.run(run, capture_output=True, text=True, check=True, cwd=ROOT, env=env).stdout)
+    return json.loads(
+        subprocess.run(run, capture_output=True, text=True, check=True, cwd=ROOT, env=env).stdout
+    )
 
 
 def test_every_kernel_compiles_for_every_target_without_spills(rows):
@@ -36,7 +38,14 @@ WIDE |= {"window_attn": 168, "window_attn shifted": 168}
 WIDE |= {"attn vision": 144, "attn audio": 144}  # 128 with one Triton, 138 with another
 PLANNED |= dict.fromkeys(WIDE, 0.15) | dict.fromkeys(["attn vision", "attn audio"], 0.25)
 # Loads of 16 bytes at least, where they are not three: what else is read is small, and scattered or read in less.
-FEW_LOADS = {"xattn_context": 2, "gelu_": 2, "quick_gelu_": 2, "norm_act": 2, "norm_act patches": 2, "conv_norm_act": 0}
+FEW_LOADS = {
+    "xattn_context": 2,
+    "gelu_": 2,
+    "quick_gelu_": 2,
+    "norm_act": 2,
+    "norm_act patches": 2,
+    "conv_norm_act": 0,
+}
 
 
 def test_resources_on_the_4090(rows):

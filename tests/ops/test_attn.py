@@ -32,7 +32,9 @@ def test_kernel_matches_the_definition(shape, dtype, device):
     assert_as_good_as(attn_fwd(*qkv), reference.attn(*qkv), reference.attn(*wide(qkv)))
 
 
-@pytest.mark.parametrize(("block_m", "block_n", "T"), [(16, 16, 50), (16, 64, 50), (128, 32, 33), (32, 16, 48)])
+@pytest.mark.parametrize(
+    ("block_m", "block_n", "T"), [(16, 16, 50), (16, 64, 50), (128, 32, 33), (32, 16, 48)]
+)
 def test_tiles_of_every_size(block_m, block_n, T, device, monkeypatch):
     monkeypatch.setitem(tuned("attn"), "BLOCK_M", block_m)
     monkeypatch.setitem(tuned("attn"), "BLOCK_N", block_n)

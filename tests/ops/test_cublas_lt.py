@@ -4,7 +4,7 @@ import pytest
 import torch
 from support import assert_as_good_as, random
 
-from nanoemox_kernels import cublas_lt
+from nanoemox_kernels.linear import cublas_lt
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 DTYPES = [torch.float16, torch.bfloat16]

@@ -34,13 +34,13 @@ MORE = {"_gelu": (False,), "_quick": (True,)}  # what registering binds
 @pytest.mark.parametrize("part", INPUTS)
 def test_fused_ops_change_nothing(part, monkeypatch):
     # weights in PyTorch's order, as a GPU has them
-    monkeypatch.setattr("nanoemox.fast.linear.multiplies_packed", lambda device, dtype: False)
+    monkeypatch.setattr("nanoemox.fast.layers.linear.multiplies_packed", lambda device, dtype: False)
     x, calls = INPUTS[part](), []
     want = getattr(nanoemox.load("demo", fast=True, dtype="float32", device="cpu"), part)(x)
     for module in ("linear", "swin", "audio", "vision", "attention"):
         monkeypatch.setattr(f"nanoemox.fast.{module}.has_fused_ops", lambda x: True)
     if part == "audio":  # the small model's products are narrow: as if they were not
-        monkeypatch.setattr("nanoemox.fast.linear._FEW", 0)
+        monkeypatch.setattr("nanoemox.fast.layers.linear._FEW", 0)
     encoder = getattr(nanoemox.load("demo", fast=True, dtype="float32", device="cpu"), part)
     for op, name, kernel in OPS[part]:
         kernel = getattr(op, kernel)

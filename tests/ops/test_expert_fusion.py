@@ -6,7 +6,7 @@ from support import DTYPES, assert_as_good_as, random
 
 import nanoemox_kernels as nk
 from nanoemox.config import FusionConfig
-from nanoemox.fusion import MultiscaleFusion
+from nanoemox.modules.fusion import MultiscaleFusion
 from nanoemox_kernels.ops.expert_fusion import op, reference
 from nanoemox_kernels.ops.expert_fusion.kernel import expert_fusion_fwd
 
@@ -31,7 +31,9 @@ def folded_of(shape, dtype, device):
         (H, Da), (H,), (H, Dv), (H,), (E, 3 * H, H), (E, 3 * H), (E, H, H), (E, H), (E, H), (E, H), (E, H, H), (E, H),
         (E, H, H), (E, H), (H, E * H), (H,), (E, H), (E,), (W, H), (W,),
     ]  # fmt: skip
-    raw = [random(s, dtype, device, 0.1 if i % 2 else s[-1] ** -0.5) for i, s in enumerate(sizes)]  # odd: biases
+    raw = [
+        random(s, dtype, device, 0.1 if i % 2 else s[-1] ** -0.5) for i, s in enumerate(sizes)
+    ]  # odd: biases
     raw[8] = 1 + random((E, H), dtype, device, 0.1)  # LayerNorm
     audio, vision = random((B, Ta, E * Da), dtype, device), random((B, Tv, E * Dv), dtype, device)
     return nk.fold_expert_fusion(nk.ExpertFusionWeights(*raw)), audio, vision
@@ -57,7 +59,9 @@ def weights_of(fusion, dtype=torch.float32):
     plain = [f"{stem}_proj.{part}" for stem in ("audio", "visual") for part in ("weight", "bias")]
     gate = [f"gate_mlp.{i}.{part}" for i in (0, 3) for part in ("weight", "bias")]
     last = [held["proj.weight"], held["proj.bias"]]
-    return nk.ExpertFusionWeights(*(held[n] for n in plain), *map(stack, names), *(held[n] for n in gate), *last)
+    return nk.ExpertFusionWeights(
+        *(held[n] for n in plain), *map(stack, names), *(held[n] for n in gate), *last
+    )
 
 
 def make(Da=12, Dv=10, H=16, E=3, heads=4, W=7):
@@ -69,7 +73,9 @@ def test_definition_is_the_models_fusion(B, Ta, Tv):
     fusion, audio, vision = make(), torch.randn(B, Ta, 36), torch.randn(B, Tv, 30)
     with torch.inference_mode():
         tokens, gates = fusion(None, audio, None, vision)
-        token, ours, attention = nk.expert_fusion(audio, vision, weights_of(fusion), need_attention=True, heads=4)
+        token, ours, attention = nk.expert_fusion(
+            audio, vision, weights_of(fusion), need_attention=True, heads=4
+        )
         torch.testing.assert_close(token, tokens[:, 0])
         torch.testing.assert_close(ours, gates)
         assert attention.shape == (B, 3, 4, Ta, Tv)
@@ -151,7 +157,9 @@ def test_nan_stays_in_its_clip(modality, Tv, device):
     token, gates, attention = expert_fusion_fwd(audio, vision, folded, 2)
     assert token[2].isnan().all() and gates[2].isnan().all()
     wanted = torch.zeros_like(attention[2], dtype=torch.bool)
-    wanted[0, :, 1 if modality == "audio" else slice(None)] = True  # the first expert's: of one step, or of all
+    wanted[0, :, 1 if modality == "audio" else slice(None)] = (
+        True  # the first expert's: of one step, or of all
+    )
     assert torch.equal(attention[2].isnan(), wanted)
     others = [0, 1, 3, 4]
     for a, b in zip((token, gates, attention), clean, strict=True):
@@ -168,7 +176,9 @@ def test_other_dtypes_go_to_the_definition(device):
 def test_op_gradient_and_compilation():
     folded = nk.fold_expert_fusion(weights_of(make(4, 3, 4, 2, 2, 3), torch.float64))
     leaves = [t.requires_grad_() for t in folded]
-    audio, vision = (torch.randn(2, T, n, dtype=torch.float64, requires_grad=True) for T, n in ((2, 8), (3, 6)))
+    audio, vision = (
+        torch.randn(2, T, n, dtype=torch.float64, requires_grad=True) for T, n in ((2, 8), (3, 6))
+    )
     assert torch.autograd.gradcheck(
         lambda a, v, *w: nk.expert_fusion(a, v, nk.FoldedExpertFusion(*w), need_attention=True, heads=2),
         (audio, vision, *leaves),
@@ -190,7 +200,10 @@ def test_what_is_refused():
         ((audio, vision[:1], weights), r"got \[2, 8, 36\] and \[1, 8, 30\]"),
         ((audio[:, :, :35], vision, weights), r"audio \[B, Ta, 36\]"),
         ((audio[:, :0], vision, weights), "at least 1"),
-        ((audio, vision, weights._replace(ffns_1_bias=torch.zeros(3, 2))), r"ffns_1_bias \[3, 16\], got \[3, 2\]"),
+        (
+            (audio, vision, weights._replace(ffns_1_bias=torch.zeros(3, 2))),
+            r"ffns_1_bias \[3, 16\], got \[3, 2\]",
+        ),
     ):
         with pytest.raises(ValueError, match=match):
             nk.expert_fusion(*args, heads=4)

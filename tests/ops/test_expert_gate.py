@@ -64,7 +64,7 @@ def test_op_gradient_and_compilation(device):
 
 def test_definition_is_the_models_gate(device):
     from nanoemox.config import FusionConfig
-    from nanoemox.fusion import MultiscaleFusion
+    from nanoemox.modules.fusion import MultiscaleFusion
 
     fusion = MultiscaleFusion(FusionConfig(hidden_size=16, heads=2), 3, 8, 8, 4).eval()
     experts = torch.randn(2, 3, 5, 16)

@@ -73,7 +73,12 @@ def test_a_row_is_tapped_on_the_way(dtype, of_norm, device):
     def tapped(function, cast):
         mean, row = (cast(b).clone() for b in buffers)
         row = row.t().contiguous().t()
-        args = [mean[:, 128:], row, row], [0.5, 0.25, 2.0], [False, of_norm, not of_norm], [True, False, False]
+        args = (
+            [mean[:, 128:], row, row],
+            [0.5, 0.25, 2.0],
+            [False, of_norm, not of_norm],
+            [True, False, False],
+        )
         y = function(cast(hidden).clone(), cast(update), cast(weight), cast(bias), 1e-5, *args)
         return y, mean, row
 
@@ -123,7 +128,9 @@ def test_opcheck_and_compilation(device):
     torch.library.opcheck(torch.ops.nanoemox.feature_taps_.default, args)
     torch.library.opcheck(torch.ops.nanoemox.tap_pool_.default, (out, hidden, 0.5, False))
     a, b = hidden.clone(), hidden.clone()
-    compiled = torch.compile(lambda h: nk.feature_taps_(h, update, weight), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda h: nk.feature_taps_(h, update, weight), fullgraph=True, backend="aot_eager"
+    )
     torch.testing.assert_close(compiled(a), nk.feature_taps_(b, update, weight))
     torch.testing.assert_close(a, b)
 

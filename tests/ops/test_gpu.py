@@ -114,7 +114,9 @@ def conv_inputs(s, dtype, device):
 
 def conv_call(x, weight, bias):
     kernel = weight.shape[1] * 16 // x.shape[2]
-    return (nk.time_conv(x, weight, bias, kernel=kernel, padding=kernel // 2, trim=1 - kernel % 2, gelu=True),)
+    return (
+        nk.time_conv(x, weight, bias, kernel=kernel, padding=kernel // 2, trim=1 - kernel % 2, gelu=True),
+    )
 
 
 def front_inputs(s, dtype, device):
@@ -139,7 +141,13 @@ def norm_call(gelu):
 def wave_inputs(s, dtype, device):
     _, scale, shift = norm_inputs(s, dtype, device)
     D = len(scale)
-    return [random((s.B, 1999), dtype, device), weight(dtype, device)(D, 10), weight(dtype, device)(D), scale, shift]
+    return [
+        random((s.B, 1999), dtype, device),
+        weight(dtype, device)(D, 10),
+        weight(dtype, device)(D),
+        scale,
+        shift,
+    ]
 
 
 def wave_call(*tensors):
@@ -263,7 +271,9 @@ def test_machine_code_for_sm_89(op, sizes, dtype, device, monkeypatch):
         twins = {}
         for value in arguments.values():
             if isinstance(value, torch.Tensor):  # one that is given twice stays one
-                twin = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+                twin = torch.empty_strided(
+                    value.shape, value.stride(), dtype=value.dtype, device=value.device
+                )
                 twins.setdefault((value.data_ptr(), value.shape), twin.copy_(value))
         result = launch(kernel, *args, grid=grid, warmup=warmup, **named)
 

@@ -110,7 +110,11 @@ def test_a_part_that_was_moved_is_captured_anew(model):
 
     (given,) = clips(1)
     want = plain(model, *given)
-    for change in (lambda m: m, lambda m: m.fusion.to("cpu").to("cuda"), lambda m: m.vision.to("cpu").to("cuda")):
+    for change in (
+        lambda m: m,
+        lambda m: m.fusion.to("cpu").to("cuda"),
+        lambda m: m.vision.to("cpu").to("cuda"),
+    ):
         change(model)
         for _ in range(4):
             same(model.encode_streams(*given), want)

@@ -14,7 +14,7 @@ from support import assert_as_good_as, double, random
 
 import nanoemox_kernels as nk
 from nanoemox_kernels import _native
-from nanoemox_kernels.attention import attention
+from nanoemox_kernels.ops.attn.native import attention
 from nanoemox_kernels.ops.expert_fusion import reference as fusion_reference
 from nanoemox_kernels.ops.expert_gate import reference as gate_reference
 from nanoemox_kernels.ops.feature_taps import reference as taps_reference
@@ -55,7 +55,9 @@ def test_expert_gate(level, dtype, shape, pooled):
     low, exact = (gate_reference.expert_gate(*a, pooled=pooled) for a in (args, double(args)))
     compare(nk.expert_gate(*args, pooled=pooled), low, exact)
     strided = args[0].transpose(1, 2).contiguous().transpose(1, 2)
-    torch.testing.assert_close(nk.expert_gate(strided, *args[1:], pooled=pooled), nk.expert_gate(*args, pooled=pooled))
+    torch.testing.assert_close(
+        nk.expert_gate(strided, *args[1:], pooled=pooled), nk.expert_gate(*args, pooled=pooled)
+    )
 
 
 def fusion_weights(dtype, E, Da, Dv, H, W):
@@ -153,7 +155,10 @@ def test_attention(level, dtype, shape):
     n, H, M, T, d, w = shape
     q, k, v = (random((n, count, 3, H, d), dtype, "cpu")[:, :, 0].transpose(1, 2) for count in (M, T, T))
     bias = random((w, H, M, T), dtype, "cpu", 2) if w else None
-    low, exact = attended(q, k, v, bias), attended(*double((q, k, v)), None if bias is None else bias.double())
+    low, exact = (
+        attended(q, k, v, bias),
+        attended(*double((q, k, v)), None if bias is None else bias.double()),
+    )
     got = attention(q, k, v, bias)
     assert_as_good_as(got, low, exact)
     into = torch.full((n, H, M, 2 * d), 7, dtype=dtype)
@@ -172,11 +177,14 @@ def test_attention_of_shared_keys_and_a_mask(level, dtype):
     torch.testing.assert_close(got, masked, rtol=0.02, atol=1e-5 if dtype == torch.float32 else 0.02)
     q, k, v = (random((1, 2, 150, 80), dtype, "cpu") for _ in range(3))
     sight = torch.full((1, 1, 150, 150), -torch.inf, dtype=dtype).triu(1)
-    assert_as_good_as(attention(q, k, v, sees=1), attended(q, k, v, sight), attended(*double((q, k, v, sight))))
+    assert_as_good_as(
+        attention(q, k, v, sees=1), attended(q, k, v, sight), attended(*double((q, k, v, sight)))
+    )
     q, k, v = (random((3, heads, count, 64), dtype, "cpu") for heads, count in ((2, 9), (1, 14), (1, 14)))
     got = attention(q, k.expand(-1, 2, -1, -1), v.expand(-1, 2, -1, -1), sees=6)
     assert torch.equal(
-        got[:, :, :1], attention(q[:, :, :1], k[:, :, :6].expand(-1, 2, -1, -1), v[:, :, :6].expand(-1, 2, -1, -1))
+        got[:, :, :1],
+        attention(q[:, :, :1], k[:, :, :6].expand(-1, 2, -1, -1), v[:, :, :6].expand(-1, 2, -1, -1)),
     )
     k[1, 0, 3, 5] = torch.nan
     got = attention(q, k.expand(-1, 2, -1, -1), v.expand(-1, 2, -1, -1))
@@ -188,7 +196,12 @@ def test_attention_of_shared_keys_and_a_mask(level, dtype):
 @needs_library
 def test_attention_refuses():
     q = torch.randn(2, 3, 4, 8)
-    for wrong in ((q, q[:1], q), (q, q, q.bfloat16()), (q.half(), q.half(), q.half()), (q, q[:, :, :0], q[:, :, :0])):
+    for wrong in (
+        (q, q[:1], q),
+        (q, q, q.bfloat16()),
+        (q.half(), q.half(), q.half()),
+        (q, q[:, :, :0], q[:, :, :0]),
+    ):
         with pytest.raises(ValueError, match=r"want q \[n,H,M,d\]"):
             attention(*wrong)
     with pytest.raises(ValueError, match=r"want a bias \[w,3,4,4\]"):
@@ -232,12 +245,16 @@ def test_other_dtypes_go_to_the_definition():
 
 def test_structures_are_those_of_the_header():
     header = (ROOT / "csrc/include/nanoemox.h").read_text()
-    header = re.sub(r"/\*.*?\*/", "", header, flags=re.S).replace("nx_matrix w;", "const void *data, *scales;")
+    header = re.sub(r"/\*.*?\*/", "", header, flags=re.S).replace(
+        "nx_matrix w;", "const void *data, *scales;"
+    )
     for body, name in re.findall(r"typedef struct \{([^{}]*)\} nx_(\w+)_args;", header):
         fields = []
         for line in body.split(";"):
             kind, _, names = (
-                re.match(r"\s*((?:const )?\w+(\*)?) ?(.*)", line, flags=re.S).groups() if line.strip() else ("", "", "")
+                re.match(r"\s*((?:const )?\w+(\*)?) ?(.*)", line, flags=re.S).groups()
+                if line.strip()
+                else ("", "", "")
             )
             mark = "*" if kind.endswith("*") else "~" if kind == "double" else ""
             fields += [mark + one.strip() for one in names.split(",") if one.strip()]
@@ -252,9 +269,7 @@ def python(code, **env):
 
 @needs_library
 def test_one_openmp_runtime_is_mapped():
-    code = (
-        "import nanoemox_kernels; print(*{l.split()[-1] for l in open('/proc/self/maps') if 'omp' in l.split('/')[-1]})"
-    )
+    code = "import nanoemox_kernels; print(*{l.split()[-1] for l in open('/proc/self/maps') if 'omp' in l.split('/')[-1]})"
     mapped = [path for path in python(code).stdout.split() if re.search(r"libg?i?omp", path)]
     assert len(mapped) == 1 and "torch" in mapped[0]
 
@@ -298,7 +313,9 @@ def build(folder, program, sanitizer, levels):
             jobs += [(source, source.stem + level, [f"-DNX_ISA={level}", *FLAGS[level]]) for level in levels]
     jobs += [(ROOT / f"tests/csrc/{name}.cpp", f"test_{name}", []) for name in program]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        commands = [["g++", *flags, *more, "-c", source, "-o", folder / f"{stem}.o"] for source, stem, more in jobs]
+        commands = [
+            ["g++", *flags, *more, "-c", source, "-o", folder / f"{stem}.o"] for source, stem, more in jobs
+        ]
         list(pool.map(lambda command: subprocess.run(command, check=True), commands))
     objects = [folder / f"{stem}.o" for _, stem, _ in jobs if not stem.startswith("test_")]
     for name in program:

@@ -16,7 +16,11 @@ SIGNALS = [(2, 183, 64, 10, 5), (1, 40, 33, 17, 3), (3, 7, 5, 1, 1), (1, 1, 1, 1
 
 def make(shape, dtype, device):
     D = shape[-1]
-    return [3 + random(shape, dtype, device), 1 + random((D,), dtype, device, 0.1), random((D,), dtype, device)]
+    return [
+        3 + random(shape, dtype, device),
+        1 + random((D,), dtype, device, 0.1),
+        random((D,), dtype, device),
+    ]
 
 
 def signal(shape, dtype, device):
@@ -64,7 +68,9 @@ def test_what_a_program_cannot_hold_goes_to_the_definition(device):
     args = make((2, 5000), torch.float32, device)
     assert torch.equal(op._norm_cuda(*args, 1e-5, True), reference.norm_act(*args, 1e-5, True))
     args, stride = signal((1, 90, 8, 80, 2), torch.float32, device)
-    assert torch.equal(op._conv_cuda(*args, stride, 1e-5, True), reference.conv_norm_act(*args, stride, 1e-5, True))
+    assert torch.equal(
+        op._conv_cuda(*args, stride, 1e-5, True), reference.conv_norm_act(*args, stride, 1e-5, True)
+    )
 
 
 def test_gradients_opcheck_and_compilation(device):
@@ -82,7 +88,11 @@ def test_gradients_opcheck_and_compilation(device):
 
 
 def test_what_is_refused(device):
-    x, weight, row = torch.zeros(2, 8, device=device), torch.zeros(6, 3, device=device), torch.zeros(6, device=device)
+    x, weight, row = (
+        torch.zeros(2, 8, device=device),
+        torch.zeros(6, 3, device=device),
+        torch.zeros(6, device=device),
+    )
     for call, match in (
         (lambda: nk.norm_act(x, row, row), r"x \[..., D\]"),
         (lambda: nk.conv_norm_act(x[0], weight, row, row, row), r"x \[n, S\]"),

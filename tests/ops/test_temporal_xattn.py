@@ -75,10 +75,16 @@ def test_op_gradient_and_compilation(device):
 
 def test_definition_is_the_models_head():
     from nanoemox.config import FaceConfig
-    from nanoemox.encoders.face import FaceHead
+    from nanoemox.modules.face import FaceHead
 
     head = FaceHead(FaceConfig(feature_size=32, projector_size=24), 16).eval()
-    names = ["query", "attn.in_proj_weight", "attn.in_proj_bias", "attn.out_proj.weight", "attn.out_proj.bias"]
+    names = [
+        "query",
+        "attn.in_proj_weight",
+        "attn.in_proj_bias",
+        "attn.out_proj.weight",
+        "attn.out_proj.bias",
+    ]
     names += [f"project.{i}.{part}" for i in (0, 3) for part in ("weight", "bias")]
     weights = nk.TemporalXattnWeights(*(head.state_dict()[name] for name in names))
     x = torch.randn(2, 8, 32)

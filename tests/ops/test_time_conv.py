@@ -36,7 +36,10 @@ def test_kernel_matches_the_definition(shape, dtype, gelu, device):
 def test_strided_inputs_no_bias_and_nan(device):
     x, weight, _, *rest = make((2, 12, 6, 5, 2, 3, 2, 1, 0), torch.float32, device)
     want = reference.time_conv(x, weight, None, *rest)
-    for view in (x.transpose(1, 2).contiguous().transpose(1, 2), x.transpose(0, 1).contiguous().transpose(0, 1)):
+    for view in (
+        x.transpose(1, 2).contiguous().transpose(1, 2),
+        x.transpose(0, 1).contiguous().transpose(0, 1),
+    ):
         torch.testing.assert_close(time_conv_fwd(view, weight, None, *rest), want)
     x[0, 4, 0] = torch.nan  # of the first group, seen by the steps whose windows hold it
     got = time_conv_fwd(x, weight, None, *rest)
@@ -50,7 +53,9 @@ def test_gradients_opcheck_and_compilation(device):
     assert torch.autograd.gradcheck(lambda x, w, b: nk.time_conv(x, w, b, **names), given)
     low = [t.detach().float() for t in given]
     torch.library.opcheck(torch.ops.nanoemox.time_conv.default, (*low, *args[3:]))
-    compiled = torch.compile(lambda x, w, b: nk.time_conv(x, w, b, **names), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda x, w, b: nk.time_conv(x, w, b, **names), fullgraph=True, backend="aot_eager"
+    )
     torch.testing.assert_close(compiled(*low), nk.time_conv(*low, **names))
 
 

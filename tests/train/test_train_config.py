@@ -44,7 +44,10 @@ def test_numbers_that_yaml_reads_as_strings(tmp_path):
     [
         ({"learning_rate": 1}, r"unknown key learning_rate; known are accumulate, batch, betas"),
         ({"model": {"folder": "x"}}, r"unknown key model.folder; known are adapters, bundle"),
-        ({"datasets": {"a": {"format": "manifest", "path": "x"}}}, r"unknown key datasets.a.path; known are format"),
+        (
+            {"datasets": {"a": {"format": "manifest", "path": "x"}}},
+            r"unknown key datasets.a.path; known are format",
+        ),
         ({"datasets": {"a": {"root": "x"}}}, r"datasets.a.format is missing"),
         ({"batch": "three"}, r"batch must be int, got 'three'"),
         ({"batch": 0}, r"batch must be at least 1, got 0"),
@@ -56,9 +59,18 @@ def test_numbers_that_yaml_reads_as_strings(tmp_path):
         ({"stages": {}}, r"stages: '1-1' is missing"),
         ({"stages": {"a": everything()["2"] | {"name": "b"}}}, r"stages.a.name is 'b', must be left out"),
         ({"stages": {"../a": everything()["2"]}}, r"stages.\.\./a: a stage's name is a folder's"),
-        ({"stages": everything() | {"2": everything()["2"] | {"lr": 1}}}, r"unknown key stages.2.lr; known are data"),
-        ({"stages": everything() | {"2": everything()["2"] | {"data": ["b"]}}}, r"data set 'b' is not one of a"),
-        ({"stages": everything() | {"2": everything()["2"] | {"data": "a"}}}, r"stages.2.data must be a list"),
+        (
+            {"stages": everything() | {"2": everything()["2"] | {"lr": 1}}},
+            r"unknown key stages.2.lr; known are data",
+        ),
+        (
+            {"stages": everything() | {"2": everything()["2"] | {"data": ["b"]}}},
+            r"data set 'b' is not one of a",
+        ),
+        (
+            {"stages": everything() | {"2": everything()["2"] | {"data": "a"}}},
+            r"stages.2.data must be a list",
+        ),
         ({"max_bad_share": 2}, r"max_bad_share 2.0 is not in \[0, 1\]"),
         ({"betas": [0.9]}, r"betas must be two numbers"),
     ],
@@ -107,6 +119,10 @@ def test_the_command(tmp_path):
     assert done.returncode == 0 and json.loads(done.stdout)[0]["trainable"] == 20_905_472, done.stderr
     (tmp_path / "bad.yaml").write_text("stagess: 1\n")
     done = run("--config", "bad.yaml")
-    assert done.returncode == 2 and "unknown key stagess; known are" in done.stderr and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 2
+        and "unknown key stagess; known are" in done.stderr
+        and done.stderr.count("\n") == 1
+    )
     done = run("--config", "paper")
     assert done.returncode == 2 and "data set M3ED: there is no data/M3ED; --data" in done.stderr, done.stderr

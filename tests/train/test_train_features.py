@@ -53,7 +53,9 @@ def test_a_clip_is_encoded_as_it_is_alone_in_the_model(model, clips, tmp_path):
     made = fill(Features(model, None), clips, [0])
     clip = Reader()(clips.sample(0, "emotion_recognition", __import__("random")), FULL)
     with torch.no_grad():
-        found = model.encode_streams(torch.as_tensor(clip.frames)[None], torch.as_tensor(clip.audio)[None]).features
+        found = model.encode_streams(
+            torch.as_tensor(clip.frames)[None], torch.as_tensor(clip.audio)[None]
+        ).features
     for entry in made.values():
         assert all(torch.equal(value, found[name][0]) for name, value in entry.items())
 

@@ -56,8 +56,12 @@ def test_two_processes_train_as_one(tmp_path):
         one, two, sharded = (losses(tmp_path / name / "out" / stage) for name in ("one", "two", "sharded"))
         assert len(one) == 6 and one == pytest.approx(two, rel=1e-5), stage
         assert one == pytest.approx(sharded, rel=1e-5), stage
-    one, sharded = (load_file(tmp_path / name / "out" / "bundle" / "model.safetensors") for name in ("one", "sharded"))
-    assert {name: value.shape for name, value in one.items()} == {name: v.shape for name, v in sharded.items()}
+    one, sharded = (
+        load_file(tmp_path / name / "out" / "bundle" / "model.safetensors") for name in ("one", "sharded")
+    )
+    assert {name: value.shape for name, value in one.items()} == {
+        name: v.shape for name, v in sharded.items()
+    }
     skipped = [list(rows(file)) for file in sorted((tmp_path / "two" / "out" / "1-2").glob("skipped*"))]
     alone = list(rows(tmp_path / "one" / "out" / "1-2" / "skipped.jsonl"))
     assert sum(map(len, skipped)) == len(alone) > 0

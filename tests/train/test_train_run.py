@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from tiny_training import FULL, Reader, config, datasets
 
 import nanoemox
+from nanoemox.bundle.official_names import targets
 from nanoemox.errors import CheckpointError, MediaError, UsageError
-from nanoemox.names import targets
 from nanoemox.train import checkpoint
-from nanoemox.train.base import build_model, trainable_names
 from nanoemox.train.config import ModelOptions
+from nanoemox.train.initial_model import build_model, trainable_names
 from nanoemox.train.log import rows
 from nanoemox.train.loop import Interrupted
 from nanoemox.train.run import train
@@ -55,7 +55,9 @@ def test_what_a_run_leaves(run):
         assert all(torch.tensor(losses(stage)).isfinite())
         assert (stage / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
         mixture = json.loads((stage / "mixture.json").read_text())
-        assert sum(mixture["drawn"].values()) == 12 and sum(mixture["intended"].values()) == pytest.approx(100)
+        assert sum(mixture["drawn"].values()) == 12 and sum(mixture["intended"].values()) == pytest.approx(
+            100
+        )
         state = json.loads((stage / "checkpoint-00000006" / "state.json").read_text())
         assert state["done"] and sum(count for *_, count in state["sampler"]["counts"]) == 12
     (row,) = {row["sample"] for row in rows(folder / "out" / "1-2" / "skipped.jsonl")} or {"CAER_3"}
@@ -99,7 +101,11 @@ def test_the_cache_spares_the_reader_and_changes_nothing(run, bundle, tmp_path):
     train(replace(made, out=str(tmp_path / "plain"), cache=None), datasets(folder, CAER={"bad": {3}}), plain)
     assert plain.read > 40
     for name in P2E:
-        assert losses(tmp_path / "out" / name) == losses(tmp_path / "plain" / name) == losses(folder / "out" / name)
+        assert (
+            losses(tmp_path / "out" / name)
+            == losses(tmp_path / "plain" / name)
+            == losses(folder / "out" / name)
+        )
 
 
 def test_reverse_chains_its_stages(run, tmp_path):
@@ -108,7 +114,8 @@ def test_reverse_chains_its_stages(run, tmp_path):
     for name in P2E:
         assert len(losses(tmp_path / "out" / name)) == 6
     weights = {
-        name: load_file(tmp_path / "out" / name / "checkpoint-00000006" / "trainable.safetensors") for name in P2E
+        name: load_file(tmp_path / "out" / name / "checkpoint-00000006" / "trainable.safetensors")
+        for name in P2E
     }
     bundle = load_file(tmp_path / "out" / "bundle" / "model.safetensors")
     expected = weights["3"] | weights["2"] | weights["1-2"] | weights["1-1"]
@@ -119,7 +126,9 @@ def test_reverse_chains_its_stages(run, tmp_path):
 @pytest.mark.parametrize("variant", ["phase3_data", "all_data"])
 def test_joint(run, tmp_path, variant):
     made, folder, _ = run
-    joint = replace(made, out=str(tmp_path / "out"), order="joint", joint=Joint(variant=variant, match_steps=True))
+    joint = replace(
+        made, out=str(tmp_path / "out"), order="joint", joint=Joint(variant=variant, match_steps=True)
+    )
     train(joint, datasets(folder), Reader())
     assert len(losses(tmp_path / "out" / "joint")) == sum(stage.total for stage in made.stages.values())
 
@@ -149,7 +158,9 @@ def test_clipping_and_accumulation(run, tmp_path):
     assert losses(tmp_path / "less" / "1-1") == pytest.approx(losses(tmp_path / "out" / "1-1"), rel=1e-6)
     read = list(rows(tmp_path / "out" / "1-1" / "log.jsonl"))
     assert all(row["norm"] > 0 for row in read)
-    counts = json.loads((tmp_path / "out" / "1-1" / "checkpoint-00000006" / "state.json").read_text())["sampler"]
+    counts = json.loads((tmp_path / "out" / "1-1" / "checkpoint-00000006" / "state.json").read_text())[
+        "sampler"
+    ]
     assert counts["drawn"] == 12
 
 
@@ -193,7 +204,11 @@ def test_a_full_disk_keeps_the_last_checkpoint(run, tmp_path, monkeypatch):
             ValueError, match=r"step 3 cannot be written \(No space left on device\); .*-00000002 is whole"
         ):
             train(one, datasets(folder), Reader(), stage="1-1")
-    assert sorted(os.listdir(tmp_path / "out" / "1-1")) == ["checkpoint-00000002", "log.jsonl", "mixture.json"]
+    assert sorted(os.listdir(tmp_path / "out" / "1-1")) == [
+        "checkpoint-00000002",
+        "log.jsonl",
+        "mixture.json",
+    ]
     train(one, datasets(folder), Reader(), stage="1-1", resume=True)
     assert losses(tmp_path / "out" / "1-1") == losses(folder / "out" / "1-1")
 
@@ -222,7 +237,9 @@ def test_a_damaged_checkpoint(run, tmp_path):
     with pytest.raises(CheckpointError, match="trainable.safetensors: not a safetensors file, or cut off"):
         train(one, datasets(folder), Reader(), stage="2", resume=True)
     (file.parent / "state.json").write_text("{")
-    with pytest.raises(CheckpointError, match="checkpoint-00000006: not a checkpoint of nanoemox train, or damaged"):
+    with pytest.raises(
+        CheckpointError, match="checkpoint-00000006: not a checkpoint of nanoemox train, or damaged"
+    ):
         train(one, datasets(folder), Reader(), stage="1-1", resume=True)
 
 
@@ -230,14 +247,18 @@ def test_too_much_bad_media(run, tmp_path):
     made, folder, _ = run
     one = of_stages(replace(made, out=str(tmp_path / "out"), cache=None, batch=6), steps=20)
     bad = datasets(tmp_path, M3ED={"bad": {1, 2}}, CREMA_D={"bad": {5}})
-    with pytest.raises(MediaError, match=r"of \d+ samples could not be read, more than the 5% of max_bad_share"):
+    with pytest.raises(
+        MediaError, match=r"of \d+ samples could not be read, more than the 5% of max_bad_share"
+    ):
         train(one, bad, Reader(), stage="1-1")
     named = {row["sample"] for row in rows(tmp_path / "out" / "1-1" / "skipped.jsonl")}
     assert named == {"M3ED_1", "M3ED_2", "CREMA_D_5"}
     more = replace(one, out=str(tmp_path / "more"), max_bad_share=0.5)
     train(more, bad, Reader(), stage="1-1")
     state = json.loads((tmp_path / "more" / "1-1" / "checkpoint-00000040" / "state.json").read_text())
-    assert state["bad"] == len(list(rows(tmp_path / "more" / "1-1" / "skipped.jsonl"))) and state["tried"] > 240
+    assert (
+        state["bad"] == len(list(rows(tmp_path / "more" / "1-1" / "skipped.jsonl"))) and state["tried"] > 240
+    )
 
 
 def test_nothing_but_bad_media_stops_at_once(run, tmp_path):
@@ -251,7 +272,9 @@ def test_nothing_but_bad_media_stops_at_once(run, tmp_path):
 def test_a_loss_that_is_not_finite(run, tmp_path):
     made, folder, _ = run
     one = of_stages(replace(made, out=str(tmp_path / "out")), init_lr=1e30, warmup_lr=1e30, min_lr=1e30)
-    with pytest.raises(ValueError, match=r"stage 1-1, step \d: the loss is nan; lower init_lr or set clip_norm"):
+    with pytest.raises(
+        ValueError, match=r"stage 1-1, step \d: the loss is nan; lower init_lr or set clip_norm"
+    ):
         train(one, datasets(folder), Reader(), stage="1-1")
 
 
@@ -289,7 +312,7 @@ def test_base_models_become_a_bundle(tmp_path, monkeypatch):
             assert torch.equal(model.get_parameter(target.parts[0]), expected), target.name
     assert model.get_parameter("video_branch.qformer.query_tokens").std() == pytest.approx(0.02, rel=0.2)
     with monkeypatch.context() as patch:  # it is made once
-        patch.setattr("nanoemox.train.base.base_bundle", None)
+        patch.setattr("nanoemox.train.initial_model.base_bundle", None)
         build_model(options, tmp_path / "made", dtype=torch.float32, seed=0)
 
 

@@ -50,7 +50,8 @@ def test_profiles_of_phase_3(profile):
     assert got["dataset"] == pytest.approx(summed(CELLS[profile], 0), abs=1.0)
     assert got["task"] == pytest.approx(summed(CELLS[profile], 1), abs=2.0)
     expected = {
-        f"{name}/{task}": 100 * share for (name, task), share in Mixture(stage, stands(PAPER), 0).cells().items()
+        f"{name}/{task}": 100 * share
+        for (name, task), share in Mixture(stage, stands(PAPER), 0).cells().items()
     }
     assert expected == pytest.approx(CELLS[profile])
 
@@ -110,7 +111,10 @@ def test_ratio_keeps_a_part_and_does_not_weigh():
     sets = {"a": Stand("mintrec", 40), "b": Stand("mintrec", 40)}
     mixture = Mixture(stage, sets, 1)
     assert len(mixture.kept[0]) == 10 and len(mixture.kept[1]) == 40
-    assert mixture.kept[0] == Mixture(stage, sets, 1).kept[0] and mixture.kept[0] != Mixture(stage, sets, 2).kept[0]
+    assert (
+        mixture.kept[0] == Mixture(stage, sets, 1).kept[0]
+        and mixture.kept[0] != Mixture(stage, sets, 2).kept[0]
+    )
     assert realised(drawn(stage, sets, 4000).counts)["dataset"] == pytest.approx({"a": 50, "b": 50}, abs=3)
 
 
@@ -120,10 +124,18 @@ def test_ratio_keeps_a_part_and_does_not_weigh():
         ((Source(set="c"),), "weights", r"data set c: not among the datasets; known are a, b, empty"),
         ((Source(set="a", weight=1), Source(set="b")), "weights", "a weight to every data set or to none"),
         ((Source(set="a", weight=0),), "weights", "one must be above 0"),
-        ((Source(set="a", kinds={"smell": 1}),), "weights", r"no answer type 'smell'; known are intent_recognition"),
+        (
+            (Source(set="a", kinds={"smell": 1}),),
+            "weights",
+            r"no answer type 'smell'; known are intent_recognition",
+        ),
         ((Source(set="a", ratio=2.0),), "weights", r"ratio 2.0 is not in \(0, 1\]"),
         ((Source(set="empty"),), "weights", "holds no record"),
-        ((Source(set="a"),), "task_exact", "profile task_exact is for the data sets MERCaptionPlus, MERRFine"),
+        (
+            (Source(set="a"),),
+            "task_exact",
+            "profile task_exact is for the data sets MERCaptionPlus, MERRFine",
+        ),
         ((Source(set="a"),), "even", "profile 'even' does not exist; known are weights, natural"),
     ],
 )

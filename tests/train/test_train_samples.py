@@ -9,10 +9,10 @@ from tiny_training import FULL, FakeSet, Reader, datasets
 
 import nanoemox
 from nanoemox.data.record import Sample
+from nanoemox.train.examples import Samples, Unusable
 from nanoemox.train.features import Features, streams
 from nanoemox.train.learner import Learner
 from nanoemox.train.sampler import Draw
-from nanoemox.train.samples import Samples, Unusable
 from nanoemox.train.stages import Source, Stage
 
 
@@ -22,7 +22,9 @@ def model(bundle):
 
 
 def samples(model, *sets, modalities=FULL, reader=None, max_tokens=1024, folder=None):
-    stage = Stage(name="x", data=tuple(Source(set=one.name) for one in sets), modalities=FULL, train=("audio",))
+    stage = Stage(
+        name="x", data=tuple(Source(set=one.name) for one in sets), modalities=FULL, train=("audio",)
+    )
     kept = [range(len(one)) for one in sets]
     features = Features(model, folder)
     names = [modalities] * len(sets)
@@ -38,7 +40,11 @@ def test_tokens_and_labels(model, tmp_path):
     for row, example in enumerate(examples):
         text = tokenizer.decode(example.prompt)
         assert text.startswith("###Human: ") and text.endswith(" ###Assistant: ")
-        assert text.count("<AudioHere>") == 4 and text.count("<MultiHere>") == 1 and text.count("<FaceHere>") == 4
+        assert (
+            text.count("<AudioHere>") == 4
+            and text.count("<MultiHere>") == 1
+            and text.count("<FaceHere>") == 4
+        )
         assert ("<Subtitle>It is what it is.</Subtitle>" if row else "<Subtitle></Subtitle>") in text
         assert tokenizer.decode(example.target) == f"The person is {('happy', 'sad')[row]}.###"
         ids, labels = batch.ids[row].tolist(), batch.labels[row].tolist()
@@ -70,8 +76,12 @@ def test_the_loss_is_the_language_models_own(model, tmp_path):
     learner = Learner(model, ()).eval()
     with torch.no_grad():
         loss = learner(batch.features, batch.ids, batch.labels, batch.mask, FULL)
-        clips = [built.reader(one.sample(i, "emotion_recognition", __import__("random")), FULL) for i in (1, 2, 3)]
-        frames, audio = (torch.from_numpy(np.stack([getattr(c, name) for c in clips])) for name in ("frames", "audio"))
+        clips = [
+            built.reader(one.sample(i, "emotion_recognition", __import__("random")), FULL) for i in (1, 2, 3)
+        ]
+        frames, audio = (
+            torch.from_numpy(np.stack([getattr(c, name) for c in clips])) for name in ("frames", "audio")
+        )
         embeds = model.splice(batch.ids, model.encode_streams(frames, audio))
         mean = model.language.base(inputs_embeds=embeds, attention_mask=batch.mask, labels=batch.labels).loss
     assert float(loss) / batch.tokens == pytest.approx(float(mean), rel=1e-5)
@@ -101,7 +111,9 @@ def test_unreadable_and_missing_media_give_way(model, tmp_path):
 def test_ten_tries(model, tmp_path):
     one = FakeSet("M3ED", tmp_path, ("emotion_recognition",), bad=set(range(12)))
     reader = Reader()
-    with pytest.raises(Unusable, match="M3ED: 10 samples one after the other cannot be used; the last was M3ED_") as e:
+    with pytest.raises(
+        Unusable, match="M3ED: 10 samples one after the other cannot be used; the last was M3ED_"
+    ) as e:
         samples(model, one, reader=reader).fetch(Draw(0, 0, "emotion_recognition", 1))
     assert reader.read == len(e.value.rejected) == 10
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 from tiny_training import SETS, config
 
-from nanoemox.bundle import build_empty
+from nanoemox.build import build_empty
 from nanoemox.config import NanoEmoXConfig
 from nanoemox.errors import UsageError
-from nanoemox.train.base import trainable_names
 from nanoemox.train.config import read_config, to_dict
 from nanoemox.train.dryrun import dry_run, stands, trainable
+from nanoemox.train.initial_model import trainable_names
 from nanoemox.train.run import the_plan
 from nanoemox.train.stages import ALL, GROUPS, Joint, Stage, group_of
 
@@ -47,7 +47,9 @@ def test_the_published_numbers():
         "2": (1, 5000, 1e-5, 1e-5, 5e-7), "3": (60, 5000, 8e-6, 8e-6, 5e-7),
     }  # fmt: skip
     sets = {name: s.modalities for name, s in PAPER.stages.items()}
-    assert sets == {"1-1": "audio_text", "1-2": "face_frame"} | dict.fromkeys("23", "multiface_audio_face_frame_text")
+    assert sets == {"1-1": "audio_text", "1-2": "face_frame"} | dict.fromkeys(
+        "23", "multiface_audio_face_frame_text"
+    )
     assert (PAPER.batch, PAPER.weight_decay, PAPER.betas, PAPER.clip_norm) == (3, 0.05, (0.9, 0.999), None)
     assert PAPER.order == "p2e" and PAPER.seed == 42
 
@@ -62,7 +64,9 @@ def test_reversing_edits_no_stage():
 
 def test_joint_phase3_data():
     (stage,) = the_plan(replace(PAPER, order="joint"), stands(PAPER)).stages
-    assert stage.data == PAPER.stages["3"].data and stage.profile == "dataset_exact" and stage.total == 300_000
+    assert (
+        stage.data == PAPER.stages["3"].data and stage.profile == "dataset_exact" and stage.total == 300_000
+    )
     assert set(stage.train) == set(ALL) and (stage.init_lr, stage.min_lr) == (1e-5, 1e-5)
     matched = replace(PAPER, order="joint", joint=Joint(match_steps=True))
     assert the_plan(matched, stands(PAPER)).stages[0].total == 345_000

@@ -89,7 +89,9 @@ class FakeSet:
         ask = rng.choice(["What does the person feel?", "Name the feeling."])
         answer = f"The person is {WORDS[index % len(WORDS)]}." * (200 if index in self.long else 1)
         words = "It is what it is." if index % 2 else ""
-        return Sample(f"{self.name}_{index}", self.name, KINDS[kind], ask, answer, words, video=self.file(index))
+        return Sample(
+            f"{self.name}_{index}", self.name, KINDS[kind], ask, answer, words, video=self.file(index)
+        )
 
 
 class Reader:
@@ -121,11 +123,20 @@ SETS = {
 
 
 def datasets(folder: Path, **changes) -> dict[str, FakeSet]:
-    return {name: FakeSet(name, folder / "media", kinds, **changes.get(name, {})) for name, kinds in SETS.items()}
+    return {
+        name: FakeSet(name, folder / "media", kinds, **changes.get(name, {})) for name, kinds in SETS.items()
+    }
 
 
 def stages(steps: int = 3, epochs: int = 2) -> dict:
-    rates = {"init_lr": 3e-3, "min_lr": 1e-4, "warmup_lr": 1e-5, "warmup_steps": 2, "epochs": epochs, "steps": steps}
+    rates = {
+        "init_lr": 3e-3,
+        "min_lr": 1e-4,
+        "warmup_lr": 1e-5,
+        "warmup_steps": 2,
+        "epochs": epochs,
+        "steps": steps,
+    }
     adapters = ["audio", "video", "face_proj", "face_attention", "fusion"]
     return {
         "1-1": {"data": ["M3ED", "CREMA_D"], "modalities": "audio_text", "train": ["audio"], **rates},

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..manifest import CHAIN
+from ..formats.manifest import CHAIN
 from . import faces, texts
 from .plan import Plan
 from .render import throat_of
@@ -31,7 +31,8 @@ def write_annotations(out: Path, train: Sequence[Plan], test: Sequence[Plan], vo
         for parity, name in ((0, "MIntRec"), (1, "MIntRec2")):
             chosen = [p for p in plans if int(p.conversation) % 2 == parity]
             items = [
-                _turn(p.spoken.text, p.answers["intent"].capitalize(), "videos", f"video/{p.name}.mp4") for p in chosen
+                _turn(p.spoken.text, p.answers["intent"].capitalize(), "videos", f"video/{p.name}.mp4")
+                for p in chosen
             ]
             _json(out / f"{prefix}_{name}_ann.json", items)
     _json(out / "caer_ferv39k_ann.json", [
@@ -41,7 +42,10 @@ def write_annotations(out: Path, train: Sequence[Plan], test: Sequence[Plan], vo
     others: list[Plan] = []
     for p in voices:  # CREMA-D has no words, and no surprise
         (alone if p.turn == 0 and p.emotion != "surprised" else others).append(p)
-    for file, chosen, wordy in (("crema_d_annotations.json", alone, False), ("m3ed_annotaton.json", others, True)):
+    for file, chosen, wordy in (
+        ("crema_d_annotations.json", alone, False),
+        ("m3ed_annotaton.json", others, True),
+    ):
         items = [
             _turn(p.spoken.text if wordy else "", _noun(p.shown["voice"]), "audios", f"audio/{p.name}.wav")
             for p in chosen
@@ -49,10 +53,21 @@ def write_annotations(out: Path, train: Sequence[Plan], test: Sequence[Plan], vo
         _json(out / file, items)
     _csv(out / "track2_train_mercaptionplus.csv", ("name", "openset"),
          [(p.name, str(p.answers["labels"])) for p in train])  # fmt: skip
-    _csv(out / "track3_train_mercaptionplus.csv", ("name", "reason"), [(p.name, p.answers["reason"]) for p in train])
-    _csv(out / "subtitle_chieng.csv", ("name", "chinese", "english"), [(p.name, "", p.spoken.text) for p in train])
+    _csv(
+        out / "track3_train_mercaptionplus.csv",
+        ("name", "reason"),
+        [(p.name, p.answers["reason"]) for p in train],
+    )
+    _csv(
+        out / "subtitle_chieng.csv",
+        ("name", "chinese", "english"),
+        [(p.name, "", p.spoken.text) for p in train],
+    )
     _json(out / "MERR_fine_grained.json", {p.name: _merr(p, apexes[p.name]) for p in train})
-    for plans, name, folder in ((train, "manifest.jsonl", "video"), (test, "manifest_test.jsonl", "test_video")):
+    for plans, name, folder in (
+        (train, "manifest.jsonl", "video"),
+        (test, "manifest_test.jsonl", "test_video"),
+    ):
         lines = [line for p in plans for line in _lines(p, folder)]
         (out / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -100,7 +115,12 @@ def _dialogues(plans: Sequence[Plan]) -> list[dict[str, Any]]:
             said.append({"index": len(said), "role": "listener", "utterance": a["reply"]})
         speaker, thing = turns[0].speaker, turns[0].spoken.thing
         timbre = throat_of(turns[0].seed[0], speaker).timbre
-        profile = {"age": "young", "gender": "female" if timbre == "high" else "male", "timbre": timbre, "ID": speaker}
+        profile = {
+            "age": "young",
+            "gender": "female" if timbre == "high" else "male",
+            "timbre": timbre,
+            "ID": speaker,
+        }
         listener = {"age": "young", "gender": "female", "timbre": "mid", "ID": 0}
         dialogues.append({"conversation_id": number, "speaker_profile": profile, "listener_profile": listener,
                           "topic": thing, "turns": written})  # fmt: skip

@@ -50,7 +50,9 @@ class Looks:
     def draw(rng: np.random.Generator) -> "Looks":
         tone = rng.uniform(0.25, 1.0)
         skin = np.array([236, 196, 170]) * tone + np.array([60, 30, 15]) * (1 - tone)
-        hair = np.array([(30, 24, 20), (90, 56, 30), (200, 160, 90), (150, 60, 30), (150, 150, 150)][rng.integers(5)])
+        hair = np.array(
+            [(30, 24, 20), (90, 56, 30), (200, 160, 90), (150, 60, 30), (150, 150, 150)][rng.integers(5)]
+        )
         iris = np.array([(60, 40, 25), (70, 110, 160), (70, 120, 70), (90, 80, 70)][rng.integers(4)])
         style = int(rng.integers(3))
         return Looks(
@@ -88,16 +90,22 @@ class _Canvas:
     def __init__(self, frames: int, rng: np.random.Generator):
         t = np.arange(frames) / RATE
         sway = [
-            rng.uniform(0.3, 1.0) * np.sin(2 * np.pi * (rng.uniform(0.1, 0.5) * t + rng.random())) for _ in range(3)
+            rng.uniform(0.3, 1.0) * np.sin(2 * np.pi * (rng.uniform(0.1, 0.5) * t + rng.random()))
+            for _ in range(3)
         ]
         scale = rng.uniform(0.95, 1.1)
         grid = (np.arange(SIZE, dtype=np.float32) + 0.5) * (2 * scale / SIZE) - scale
         roll = (rng.uniform(-0.12, 0.12) + 0.04 * sway[0]).astype(np.float32)[:, None, None]
-        x = grid[None, None, :] - (rng.uniform(-0.12, 0.12) + 0.03 * sway[1]).astype(np.float32)[:, None, None]
+        x = (
+            grid[None, None, :]
+            - (rng.uniform(-0.12, 0.12) + 0.03 * sway[1]).astype(np.float32)[:, None, None]
+        )
         y = grid[None, :, None] - (rng.uniform(-0.1, 0.1) + 0.03 * sway[2]).astype(np.float32)[:, None, None]
         self.x, self.y = x * np.cos(roll) + y * np.sin(roll), y * np.cos(roll) - x * np.sin(roll)
         self.soft = SIZE / (2 * scale)  # pixels a unit
-        self.turn = (rng.uniform(-0.06, 0.06) + 0.02 * sway[1]).astype(np.float32)  # of the head, moves the features
+        self.turn = (rng.uniform(-0.06, 0.06) + 0.02 * sway[1]).astype(
+            np.float32
+        )  # of the head, moves the features
         self.pixels = self._background(frames, rng)
 
     def _background(self, frames: int, rng: np.random.Generator) -> np.ndarray:
@@ -109,7 +117,9 @@ class _Canvas:
             still[a : a + rng.integers(10, 60), b : b + rng.integers(10, 60)] = spot * rng.uniform(0.5, 1.1)
         return np.repeat(still[None], frames, 0)
 
-    def paint(self, cover: np.ndarray, colour: np.ndarray | tuple[int, int, int], opacity: float = 1.0) -> None:
+    def paint(
+        self, cover: np.ndarray, colour: np.ndarray | tuple[int, int, int], opacity: float = 1.0
+    ) -> None:
         rows = np.flatnonzero(cover.any((0, 2)))
         if not len(rows):
             return
@@ -126,7 +136,9 @@ class _Canvas:
         cx, cy, rx, ry = map(_column, (cx, cy, rx, ry))
         return self.inside((1 - np.hypot((self.x - cx) / rx, (self.y - cy) / ry)) * np.minimum(rx, ry))
 
-    def between(self, cx: Row, half: Row, upper: tuple[Row, Row, Row], lower: tuple[Row, Row, Row]) -> np.ndarray:
+    def between(
+        self, cx: Row, half: Row, upper: tuple[Row, Row, Row], lower: tuple[Row, Row, Row]
+    ) -> np.ndarray:
         """The area between two parabolas over cx - half..cx + half; each is (height at the middle, slope, bend)."""
         s = (self.x - _column(cx)) / _column(half)
         (a, b, c), (d, e, f) = (tuple(map(_column, curve)) for curve in (upper, lower))
@@ -176,7 +188,9 @@ def _head(c: _Canvas, k: Looks, u: dict[int, np.ndarray]) -> None:
     if k.style == 1:
         c.paint(c.ellipse(0, 0.05, k.width * 1.25, k.height * 1.2), k.hair)
     else:
-        c.paint(c.ellipse(0, -0.16, k.width * 1.1, k.height * 0.95), k.hair if k.style == 0 else k.skin * 0.95)
+        c.paint(
+            c.ellipse(0, -0.16, k.width * 1.1, k.height * 0.95), k.hair if k.style == 0 else k.skin * 0.95
+        )
     for side in (-1, 1):
         c.paint(c.ellipse(side * k.width, 0.02, 0.1, 0.17), k.skin * 0.88)
     c.paint(c.ellipse(0, 0.02, k.width, k.height), k.skin)
@@ -184,13 +198,17 @@ def _head(c: _Canvas, k: Looks, u: dict[int, np.ndarray]) -> None:
         c.paint(c.ellipse(0, -k.height * 0.9, k.width * 0.8, 0.28), k.hair)
     for side in (-1, 1):  # cheeks that rise in a smile
         c.paint(
-            c.ellipse(side * 0.4 + c.turn, 0.2 - 0.06 * u[6], 0.13, 0.09), k.skin * 0.9 + 20 * np.array([1, 0, 0]), 0.4
+            c.ellipse(side * 0.4 + c.turn, 0.2 - 0.06 * u[6], 0.13, 0.09),
+            k.skin * 0.9 + 20 * np.array([1, 0, 0]),
+            0.4,
         )
 
 
 def _eye(c: _Canvas, k: Looks, u: dict[int, np.ndarray], side: int, blink: np.ndarray) -> None:
     cx, cy = side * k.eyes + c.turn, -0.14
-    up = k.eye * np.clip(0.55 + 0.45 * u[5] - 0.3 * u[7] - 0.15 * u[6] - 0.25 * u[15], 0.08, 1.2) * (1 - blink)
+    up = (
+        k.eye * np.clip(0.55 + 0.45 * u[5] - 0.3 * u[7] - 0.15 * u[6] - 0.25 * u[15], 0.08, 1.2) * (1 - blink)
+    )
     low = k.eye * np.clip(0.4 - 0.2 * u[7] - 0.3 * u[6], 0.04, 1) * (1 - 0.5 * blink)
     almond = c.between(cx, k.eye, (cy - up, 0, up), (cy + low, 0, -low))
     c.paint(almond, (245, 245, 240))
@@ -218,7 +236,9 @@ def _nose(c: _Canvas, k: Looks, u: dict[int, np.ndarray]) -> None:
     for line in range(3):
         wrinkle = c.stroke(c.turn, 0.11, (-0.14 + 0.075 * line, 0, -0.04), 0.016)
         c.paint(wrinkle * _column(np.clip(u[9], 0, 1)), k.skin * 0.5)
-    frown = c.stroke(c.turn - 0.03, 0.016, (-0.3, 0, 0), 0.08) + c.stroke(c.turn + 0.03, 0.016, (-0.3, 0, 0), 0.08)
+    frown = c.stroke(c.turn - 0.03, 0.016, (-0.3, 0, 0), 0.08) + c.stroke(
+        c.turn + 0.03, 0.016, (-0.3, 0, 0), 0.08
+    )
     c.paint(np.clip(frown, 0, 1) * _column(np.clip(u[4], 0, 1)), k.skin * 0.6)
 
 
@@ -231,7 +251,9 @@ def _mouth(c: _Canvas, k: Looks, u: dict[int, np.ndarray], speech: np.ndarray) -
     up, low = height - 0.35 * gap - 0.09 * u[10], height + 0.65 * gap
     bend_up, bend_low = corner + (height - up), corner - (low - height)
     c.paint(
-        c.between(c.turn, half * 1.06, (up - thick, 0, bend_up + thick), (low + thick * 1.2, 0, bend_low - thick)),
+        c.between(
+            c.turn, half * 1.06, (up - thick, 0, bend_up + thick), (low + thick * 1.2, 0, bend_low - thick)
+        ),
         k.lips,
     )
     hole = c.between(c.turn, half * 0.97, (up, 0, bend_up), (low, 0, bend_low))
@@ -253,4 +275,6 @@ def _light(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     field = 1 + rng.uniform(0, 0.3) * (np.cos(angle) * ramp[None, :] + np.sin(angle) * ramp[:, None])
     tint = (rng.uniform(0.7, 1.15) * rng.uniform(0.92, 1.08, 3)).astype(np.float32)
     noise = rng.normal(0, rng.uniform(1, 3), (1, SIZE, SIZE, 1)).astype(np.float32)
-    return np.clip(pixels * (field[None, :, :, None] * tint).astype(np.float32) + noise, 0, 255).astype(np.uint8)
+    return np.clip(pixels * (field[None, :, :, None] * tint).astype(np.float32) + noise, 0, 255).astype(
+        np.uint8
+    )

@@ -41,7 +41,12 @@ class Plan:
 
     @property
     def meta(self) -> dict[str, Any]:
-        return {"speaker": self.speaker, "incongruent": bool(self.lie), "lies": self.lie or None, "shown": self.shown}
+        return {
+            "speaker": self.speaker,
+            "incongruent": bool(self.lie),
+            "lies": self.lie or None,
+            "shown": self.shown,
+        }
 
 
 def plan(seed: int, part: int, count: int, speakers: range) -> list[Plan]:

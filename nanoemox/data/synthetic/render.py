@@ -44,12 +44,20 @@ def _speak(plan: Plan, audible: bool = False) -> tuple[np.random.Generator, np.n
     rng = np.random.default_rng([*plan.seed, 1])
     sound, loud = _voice(plan, rng, audible)
     frames = len(loud) * voices.HOP * faces.RATE // voices.RATE
-    return rng, sound, np.interp(np.arange(frames) / faces.RATE, np.arange(len(loud)) * voices.HOP / voices.RATE, loud)
+    return (
+        rng,
+        sound,
+        np.interp(np.arange(frames) / faces.RATE, np.arange(len(loud)) * voices.HOP / voices.RATE, loud),
+    )
 
 
 def _voice(plan: Plan, rng: np.random.Generator, audible: bool) -> tuple[np.ndarray, np.ndarray]:
     """What `voices.utter` gives, the words over it if they are wanted."""
-    emotion, throat, seconds = plan.shown["voice"], throat_of(plan.seed[0], plan.speaker), float(rng.uniform(2.1, 2.9))
+    emotion, throat, seconds = (
+        plan.shown["voice"],
+        throat_of(plan.seed[0], plan.speaker),
+        float(rng.uniform(2.1, 2.9)),
+    )
     if not audible:
         return voices.utter(emotion, throat, seconds, rng)
     words = speech.say(plan.spoken.text, emotion, throat)

@@ -11,7 +11,7 @@ import wave
 import numpy as np
 
 from ...errors import UsageError
-from ...resample import Resampler
+from ...media.resample import Resampler
 from .voices import PROSODY, RATE, Throat
 
 _PROGRAM = "espeak-ng"
@@ -42,8 +42,12 @@ def say(text: str, emotion: str, throat: Throat) -> np.ndarray:
     command = [_PROGRAM, "--stdout", "--stdin", *(str(part) for pair in options.items() for part in pair)]
     done = subprocess.run(command, input=text.encode(), capture_output=True)
     if done.returncode or not done.stdout:
-        raise ValueError(f"{_PROGRAM} failed ({done.returncode}): {done.stderr.decode(errors='replace').strip()}")
-    with wave.open(io.BytesIO(done.stdout)) as file:  # a pipe's header cannot know the length: read what is there
+        raise ValueError(
+            f"{_PROGRAM} failed ({done.returncode}): {done.stderr.decode(errors='replace').strip()}"
+        )
+    with wave.open(
+        io.BytesIO(done.stdout)
+    ) as file:  # a pipe's header cannot know the length: read what is there
         samples = np.frombuffer(file.readframes(len(done.stdout)), "<i2").astype(np.float32) / 32768
         resampler = Resampler(file.getframerate(), RATE)
     count = resampler.length(len(samples))

@@ -122,7 +122,11 @@ def speak(emotion: str, thing: str, rng: np.random.Generator) -> Spoken:
 
 def true_intent(frame: Frame, emotion: str, lie: str) -> str:
     """Words that are not meant turn kind ones into a taunt and unkind ones into a joke."""
-    if lie == "words" and frame.intent in GLAD_INTENTS and emotion in ("angry", "disgusted", "sad", "fearful"):
+    if (
+        lie == "words"
+        and frame.intent in GLAD_INTENTS
+        and emotion in ("angry", "disgusted", "sad", "fearful")
+    ):
         return "taunt"
     if lie == "words" and frame.intent in BAD_INTENTS and emotion == "happy":
         return "joke"
@@ -130,10 +134,14 @@ def true_intent(frame: Frame, emotion: str, lie: str) -> str:
 
 
 def polarity(emotion: str) -> str:
-    return "positive" if emotion == "happy" else "neutral" if emotion in ("neutral", "surprised") else "negative"
+    return (
+        "positive" if emotion == "happy" else "neutral" if emotion in ("neutral", "surprised") else "negative"
+    )
 
 
-def answers(spoken: Spoken, emotion: str, shown: dict[str, str], lie: str, rng: np.random.Generator) -> dict[str, Any]:
+def answers(
+    spoken: Spoken, emotion: str, shown: dict[str, str], lie: str, rng: np.random.Generator
+) -> dict[str, Any]:
     """Every label and text about a clip: sentiment, emotion, labels, reason, intent, chain and reply."""
     frame, thing = spoken.frame, spoken.thing
     intent = true_intent(frame, emotion, lie)

@@ -58,7 +58,9 @@ class Throat:
         return "low" if self.pitch < 125 else "mid" if self.pitch < 165 else "high"
 
 
-def utter(emotion: str, throat: Throat, seconds: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def utter(
+    emotion: str, throat: Throat, seconds: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """float32 [samples] at 16 kHz, and how loud it is [samples / 160] in 0..1."""
     base = PROSODY[emotion]
     strength = rng.uniform(0.65, 1.1)

@@ -45,7 +45,9 @@ def write_corpus(
     began, out = time.perf_counter(), Path(out)
     test = max(2, n // 5) if test is None else test
     if not (2 <= n <= MOST and 2 <= test <= MOST and seed >= 0):
-        raise UsageError(f"n {n}, test {test}, seed {seed}: the counts must lie in 2..{MOST}, the seed not below 0")
+        raise UsageError(
+            f"n {n}, test {test}, seed {seed}: the counts must lie in 2..{MOST}, the seed not below 0"
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out}: exists and is not empty; name a new folder")
     if audible:

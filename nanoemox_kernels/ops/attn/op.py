@@ -58,7 +58,13 @@ def attn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     Raises:
         ValueError: shapes that do not fit together.
     """
-    if q.ndim != 4 or k.ndim != 4 or v.shape != k.shape or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
+    if (
+        q.ndim != 4
+        or k.ndim != 4
+        or v.shape != k.shape
+        or q.shape[:2] != k.shape[:2]
+        or q.shape[3] != k.shape[3]
+    ):
         raise ValueError(
             f"want q [n, H, M, d] and k, v [n, H, T, d], got {list(q.shape)}, {list(k.shape)} and {list(v.shape)}"
         )

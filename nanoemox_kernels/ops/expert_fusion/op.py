@@ -29,7 +29,9 @@ def _cuda(audio: Tensor, vision: Tensor, folded: list[Tensor], heads: int) -> tu
     return expert_fusion_fwd(audio, vision, FoldedExpertFusion(*folded), heads)
 
 
-def _reference(audio: Tensor, vision: Tensor, folded: list[Tensor], heads: int) -> tuple[Tensor, Tensor, Tensor]:
+def _reference(
+    audio: Tensor, vision: Tensor, folded: list[Tensor], heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
     out = reference.expert_fusion_folded(audio, vision, FoldedExpertFusion(*folded), heads)
     return out[0].contiguous(), out[1].contiguous(), out[2].contiguous()
 
@@ -53,7 +55,9 @@ def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
 def _backward(ctx: Any, *grads: Tensor) -> tuple:
     with torch.enable_grad():  # training is rare: differentiate the definition, keep no second kernel
         inputs = [t.detach().requires_grad_() for t in ctx.saved_tensors]
-        outputs = reference.expert_fusion_folded(inputs[0], inputs[1], FoldedExpertFusion(*inputs[2:]), ctx.heads)
+        outputs = reference.expert_fusion_folded(
+            inputs[0], inputs[1], FoldedExpertFusion(*inputs[2:]), ctx.heads
+        )
         audio, vision, *folded = torch.autograd.grad(outputs, inputs, grads)
     return audio, vision, folded, None
 
@@ -95,7 +99,12 @@ def expert_fusion(
         first, second, gate = weights.audio_proj_weight, weights.visual_proj_weight, weights.gate_mlp_3_weight
     (E, H), Da, Dv = gate.shape, first.shape[-1], second.shape[-1]
     fits = audio.ndim == vision.ndim == 3 and audio.shape[0] == vision.shape[0]
-    if not fits or audio.shape[2] != E * Da or vision.shape[2] != E * Dv or not audio.shape[1] * vision.shape[1]:
+    if (
+        not fits
+        or audio.shape[2] != E * Da
+        or vision.shape[2] != E * Dv
+        or not audio.shape[1] * vision.shape[1]
+    ):
         got = f"{list(audio.shape)} and {list(vision.shape)}"
         raise ValueError(
             f"want audio [B, Ta, {E * Da}] and vision [B, Tv, {E * Dv}], Ta and Tv of at least 1, got {got}"
@@ -111,7 +120,9 @@ def expert_fusion(
 
 
 def _check(weights: ExpertFusionWeights | FoldedExpertFusion, E: int, Da: int, Dv: int, H: int) -> None:
-    W = (weights.project if isinstance(weights, FoldedExpertFusion) else weights.multi_llama_proj_weight).shape[0]
+    W = (
+        weights.project if isinstance(weights, FoldedExpertFusion) else weights.multi_llama_proj_weight
+    ).shape[0]
     row, square = (E, H), (E, H, H)
     if isinstance(weights, FoldedExpertFusion):
         wanted: list[tuple[int, ...]] = [

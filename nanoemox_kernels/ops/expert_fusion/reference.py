@@ -90,7 +90,11 @@ def expert_fusion(
     experts = _each(hidden, w.ffns_4_weight, w.ffns_4_bias) + residual
     gate = (w.gate_mlp_0_weight, w.gate_mlp_0_bias, w.gate_mlp_3_weight, w.gate_mlp_3_bias)
     pooled, gates = expert_gate(experts, *gate, pooled=True)
-    return F.linear(pooled, w.multi_llama_proj_weight, w.multi_llama_proj_bias).to(audio.dtype), gates, attention
+    return (
+        F.linear(pooled, w.multi_llama_proj_weight, w.multi_llama_proj_bias).to(audio.dtype),
+        gates,
+        attention,
+    )
 
 
 def fold_expert_fusion(weights: ExpertFusionWeights) -> FoldedExpertFusion:
@@ -129,7 +133,9 @@ def expert_fusion_folded(
     nothing = torch.zeros_like(w.query_bias)
     query, key, value = (
         _each(x, weight, bias).unflatten(-1, (heads, -1)).transpose(2, 3)
-        for x, weight, bias in zip((a, v, v), w.qkv.chunk(3, 1), (w.query_bias, nothing, nothing), strict=True)
+        for x, weight, bias in zip(
+            (a, v, v), w.qkv.chunk(3, 1), (w.query_bias, nothing, nothing), strict=True
+        )
     )
     attention = (query @ key.transpose(-1, -2) * (H // heads) ** -0.5).softmax(-1)
     residual = _each((attention @ value).transpose(2, 3).flatten(3), w.out, w.out_bias) + a
@@ -140,7 +146,9 @@ def expert_fusion_folded(
     return F.linear(token, w.project, w.project_bias).to(audio.dtype), gates, attention
 
 
-def cost(B: int, Ta: int, Tv: int, E: int, Da: int, Dv: int, H: int, W: int, *, itemsize: int = 2) -> tuple[int, int]:
+def cost(
+    B: int, Ta: int, Tv: int, E: int, Da: int, Dv: int, H: int, W: int, *, itemsize: int = 2
+) -> tuple[int, int]:
     """(bytes moved at least, FLOPs) on raw weights."""
     weights = H * (Da + Dv) + E * 6 * H * H + H * E * H + E * H + W * H
     rows = B * E

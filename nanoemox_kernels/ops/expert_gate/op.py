@@ -11,7 +11,9 @@ from . import reference
 from .native import expert_gate_cpu
 
 
-def _cuda(experts: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, pooled: bool) -> tuple[Tensor, Tensor]:
+def _cuda(
+    experts: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, pooled: bool
+) -> tuple[Tensor, Tensor]:
     if any(t.dtype not in KERNEL_DTYPES for t in (experts, w1, b1, w2, b2)):
         return _reference(experts, w1, b1, w2, b2, pooled)
     from .kernel import expert_gate_fwd  # Triton comes in here and nowhere else
@@ -19,18 +21,24 @@ def _cuda(experts: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, poole
     return expert_gate_fwd(experts, w1, b1, w2, b2, pooled)
 
 
-def _cpu(experts: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, pooled: bool) -> tuple[Tensor, Tensor]:
+def _cpu(
+    experts: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, pooled: bool
+) -> tuple[Tensor, Tensor]:
     if not _native.takes(experts, w1, w2):
         return _reference(experts, w1, b1, w2, b2, pooled)
     return expert_gate_cpu(experts, w1, b1, w2, b2, pooled)
 
 
-def _reference(experts: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, pooled: bool) -> tuple[Tensor, Tensor]:
+def _reference(
+    experts: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, pooled: bool
+) -> tuple[Tensor, Tensor]:
     out, gates = reference.expert_gate(experts, w1, b1, w2, b2, pooled=pooled)
     return out.contiguous(), gates.contiguous()
 
 
-def _fake(experts: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, pooled: bool) -> tuple[Tensor, Tensor]:
+def _fake(
+    experts: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, pooled: bool
+) -> tuple[Tensor, Tensor]:
     B, E, T, H = experts.shape
     gates = experts.new_empty(B, E, dtype=torch.promote_types(experts.dtype, torch.float32))
     return experts.new_empty((B, H) if pooled else (B, T, H)), gates
@@ -80,5 +88,7 @@ def expert_gate(
     wanted = {"w1": (H, E * H), "b1": (H,), "w2": (E, H), "b2": (E,)}
     for (name, shape), tensor in zip(wanted.items(), (w1, b1, w2, b2), strict=True):
         if tuple(tensor.shape) != shape:
-            raise ValueError(f"want {name} {list(shape)} for experts {list(experts.shape)}, got {list(tensor.shape)}")
+            raise ValueError(
+                f"want {name} {list(shape)} for experts {list(experts.shape)}, got {list(tensor.shape)}"
+            )
     return _op(experts, w1, b1, w2, b2, pooled)

@@ -48,7 +48,9 @@ def _feature_taps_cuda(
 ) -> Tensor:
     held = [t for t in (hidden, update, norm_weight, norm_bias) if t is not None]
     if any(t.dtype not in KERNEL_DTYPES for t in held):
-        return reference.feature_taps_(hidden, update, norm_weight, norm_bias, eps, outs, weights, from_norm, means)
+        return reference.feature_taps_(
+            hidden, update, norm_weight, norm_bias, eps, outs, weights, from_norm, means
+        )
     from .kernel import residual_norm_fwd
 
     taps = list(zip(outs, weights, from_norm, means, strict=True))
@@ -78,7 +80,9 @@ def _feature_taps_cpu(
     means: list[bool],
 ) -> Tensor:
     if not _native.takes(hidden, update, norm_weight, norm_bias):
-        return reference.feature_taps_(hidden, update, norm_weight, norm_bias, eps, outs, weights, from_norm, means)
+        return reference.feature_taps_(
+            hidden, update, norm_weight, norm_bias, eps, outs, weights, from_norm, means
+        )
     y = residual_norm_cpu(hidden, update, norm_weight, norm_bias, eps)
     for out, weight, norm, mean in zip(outs, weights, from_norm, means, strict=True):
         _tap_pool_cpu(out, y if norm else hidden, weight, mean)
@@ -163,7 +167,9 @@ def _check(hidden: Tensor, taps: Sequence[Tap], normed: bool) -> None:
     wide = torch.promote_types(hidden.dtype, torch.float32)
     for tap in taps:
         if tap.select not in ("cls", "mean") or tap.source not in ("residual", "norm"):
-            raise ValueError(f"want select cls or mean and source residual or norm, got {tap.select!r}, {tap.source!r}")
+            raise ValueError(
+                f"want select cls or mean and source residual or norm, got {tap.select!r}, {tap.source!r}"
+            )
         if tap.source == "norm" and not normed:
             raise ValueError("a tap of the norm needs norm_weight")
         if tuple(tap.out.shape) != (hidden.shape[0], hidden.shape[2]) or tap.out.dtype != wide:

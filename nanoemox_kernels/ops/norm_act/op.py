@@ -9,7 +9,11 @@ from torch import Tensor
 from ..._library import KERNEL_DTYPES, register
 from . import reference
 
-_MOST, _MOST_OUTPUTS, _MOST_TAPS = 4096, 1024, 64  # numbers of a row that a program holds; filters, and their taps
+_MOST, _MOST_OUTPUTS, _MOST_TAPS = (
+    4096,
+    1024,
+    64,
+)  # numbers of a row that a program holds; filters, and their taps
 
 
 def _norm_cuda(x: Tensor, weight: Tensor, bias: Tensor, eps: float, gelu: bool) -> Tensor:

@@ -40,7 +40,9 @@ def cost(rows: int, D: int, *, itemsize: int = 2) -> tuple[int, int]:
     return itemsize * (2 * rows * D + 2 * D), 8 * rows * D
 
 
-def conv_cost(n: int, samples: int, out: int, kernel: int, stride: int, *, itemsize: int = 2) -> tuple[int, int]:
+def conv_cost(
+    n: int, samples: int, out: int, kernel: int, stride: int, *, itemsize: int = 2
+) -> tuple[int, int]:
     """The same of conv_norm_act."""
     rows = n * steps(samples, kernel, stride)
     return itemsize * (n * samples + out * (kernel + 3) + rows * out), rows * out * (2 * kernel + 8)

@@ -65,7 +65,11 @@ _op = register(
 
 
 def temporal_xattn(
-    x: Tensor, weights: TemporalXattnWeights | FoldedTemporalXattn, *, need_attention: bool = False, heads: int = 4
+    x: Tensor,
+    weights: TemporalXattnWeights | FoldedTemporalXattn,
+    *,
+    need_attention: bool = False,
+    heads: int = 4,
 ) -> tuple[Tensor, Tensor | None]:
     """Facial temporal cross-attention: learned queries over frames, then the projector (architecture section 8).
 
@@ -97,7 +101,11 @@ def _check(weights: TemporalXattnWeights | FoldedTemporalXattn, C: int, heads: i
         P, W = weights.mix.shape[0], weights.project.shape[0]
         wanted = [(h, M, C), (P, h, C), (P,), (W, P), (W,)]
     else:
-        M, P, W = weights.query.shape[0], weights.face_proj_0_weight.shape[0], weights.face_proj_3_weight.shape[0]
+        M, P, W = (
+            weights.query.shape[0],
+            weights.face_proj_0_weight.shape[0],
+            weights.face_proj_3_weight.shape[0],
+        )
         wanted = [(M, C), (3 * C, C), (3 * C,), (C, C), (C,), (P, C), (P,), (W, P), (W,)]
         if C % heads:
             raise ValueError(f"a width of {C} cannot be shared by {heads} heads")

@@ -10,9 +10,20 @@ from . import reference
 
 
 def _cuda(
-    x: Tensor, weight: Tensor, bias: Tensor | None, kernel: int, stride: int, padding: int, trim: int, gelu: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    kernel: int,
+    stride: int,
+    padding: int,
+    trim: int,
+    gelu: bool,
 ) -> Tensor:
-    if x.dtype not in KERNEL_DTYPES or weight.dtype != x.dtype or (bias is not None and bias.dtype != x.dtype):
+    if (
+        x.dtype not in KERNEL_DTYPES
+        or weight.dtype != x.dtype
+        or (bias is not None and bias.dtype != x.dtype)
+    ):
         return _reference(x, weight, bias, kernel, stride, padding, trim, gelu)
     from .kernel import time_conv_fwd  # Triton comes in here and nowhere else
 
@@ -24,9 +35,18 @@ def _reference(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Te
 
 
 def _fake(
-    x: Tensor, weight: Tensor, bias: Tensor | None, kernel: int, stride: int, padding: int, trim: int, gelu: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    kernel: int,
+    stride: int,
+    padding: int,
+    trim: int,
+    gelu: bool,
 ) -> Tensor:
-    return x.new_empty(x.shape[0], reference.steps(x.shape[1], kernel, stride, padding, trim), weight.shape[0])
+    return x.new_empty(
+        x.shape[0], reference.steps(x.shape[1], kernel, stride, padding, trim), weight.shape[0]
+    )
 
 
 def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -84,7 +104,9 @@ def time_conv(
         )
     C, odd = weight.shape[1] // kernel, weight.shape[1] % kernel  # no divmod: torch.compile cannot trace it
     if odd or C < 1 or x.shape[2] % C or weight.shape[0] % (x.shape[2] // C):
-        raise ValueError(f"weight {list(weight.shape)} with kernel {kernel} has no groups for x {list(x.shape)}")
+        raise ValueError(
+            f"weight {list(weight.shape)} with kernel {kernel} has no groups for x {list(x.shape)}"
+        )
     if bias is not None and tuple(bias.shape) != (weight.shape[0],):
         raise ValueError(f"want bias [{weight.shape[0]}], got {list(bias.shape)}")
     if reference.steps(x.shape[1], kernel, stride, padding, trim) < 1:

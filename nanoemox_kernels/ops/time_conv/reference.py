@@ -11,7 +11,14 @@ def steps(T: int, kernel: int, stride: int, padding: int, trim: int) -> int:
 
 
 def time_conv(
-    x: Tensor, weight: Tensor, bias: Tensor | None, kernel: int, stride: int, padding: int, trim: int, gelu: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    kernel: int,
+    stride: int,
+    padding: int,
+    trim: int,
+    gelu: bool,
 ) -> Tensor:
     """act(conv(x) + b), the last `trim` steps left out; in fp32 or wider."""
     acc = torch.promote_types(x.dtype, torch.float32)

@@ -92,7 +92,9 @@ def window_attn(
         raise ValueError(f"want a shift under the window and bias [heads, N, N] of at least window**2, got window "
                          f"{window}, shift {shift}, bias {list(bias.shape)}")  # fmt: skip
     if heads < 1 or qkv.shape[2] % (3 * heads):
-        raise ValueError(f"{qkv.shape[2]} numbers a row are not three times as many for each of {heads} heads")
+        raise ValueError(
+            f"{qkv.shape[2]} numbers a row are not three times as many for each of {heads} heads"
+        )
     if padding is not None and tuple(padding.shape) != (qkv.shape[2],):
         raise ValueError(f"want padding [{qkv.shape[2]}], got {list(padding.shape)}")
     return _op(qkv, bias, padding, height, width, window, shift)

@@ -21,7 +21,10 @@ def window_attn(
     q, k, v = windows.unflatten(-1, (3, heads, -1)).permute(3, 0, 1, 4, 2, 5)
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + bias[:, :N, :N].to(acc)
     if shift:
-        regions = [(place >= side - window).long() + (place >= side - shift).long() for side, place in _places(size, q)]
+        regions = [
+            (place >= side - window).long() + (place >= side - shift).long()
+            for side, place in _places(size, q)
+        ]
         region = _cut((regions[0][:, None] * 3 + regions[1])[None, ..., None], window)[0, :, :, 0]  # [w,N]
         scores = scores + ((region[:, None] != region[:, :, None]) * _SEPARATE)[:, None]
     mixed = (scores.softmax(-1) @ v).transpose(2, 3).flatten(3)  # [n,w,N,C]
@@ -37,10 +40,14 @@ def _places(size: tuple[int, int], like: Tensor) -> list[tuple[int, Tensor]]:
 
 def _cut(grid: Tensor, window: int) -> Tensor:
     """[n,H,W,K] -> [n,windows,window**2,K]."""
-    return grid.unflatten(2, (-1, window)).unflatten(1, (-1, window)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    return (
+        grid.unflatten(2, (-1, window)).unflatten(1, (-1, window)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    )
 
 
-def cost(n: int, height: int, width: int, C: int, heads: int, window: int, *, itemsize: int = 2) -> tuple[int, int]:
+def cost(
+    n: int, height: int, width: int, C: int, heads: int, window: int, *, itemsize: int = 2
+) -> tuple[int, int]:
     """(bytes moved at least, FLOPs): qkv and bias read, out written."""
     windows = -(-height // window) * -(-width // window)
     return itemsize * (4 * n * height * width * C + heads * window**4), 4 * n * windows * window**4 * C

@@ -1,0 +1,1 @@
+"""Shared by all benchmarks: bundles, cases, clocks, ceilings, results."""

@@ -1,0 +1,7 @@
+"""`python -m nanoemox`: the `nanoemox` command."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""One file a command of `nanoemox`: its options and what it runs."""

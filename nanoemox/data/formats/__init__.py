@@ -1,0 +1,1 @@
+"""One file a family of annotation formats; each has `open_set`."""

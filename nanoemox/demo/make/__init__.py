@@ -1,0 +1,1 @@
+"""Makes the embedded demo from nothing: `python -m nanoemox.demo.make`."""

@@ -1,0 +1,5 @@
+"""`python -m nanoemox.demo.make`."""
+
+from .build import main
+
+main()

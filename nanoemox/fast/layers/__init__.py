@@ -1,0 +1,1 @@
+"""Building blocks of the fast encoders: linear layers, attention, transformer and Swin stages, weight storage."""

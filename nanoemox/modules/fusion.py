@@ -1,0 +1,185 @@
+"""Voice and picture joined: three gated experts over encoder taps (architecture section 7), and variants (section 18).
+
+Every fusion takes audio features, audio taps, visual features, visual taps; returns tokens [B,n,width], gates | None.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ..config import FusionConfig, QFormerConfig
+from .attention import MultiheadAttention
+from .qformer import QFormer
+
+
+class Expert(nn.Module):
+    """Audio asks, picture answers; the residual is the audio stream."""
+
+    def __init__(self, width: int, heads: int, dropout: float):
+        super().__init__()
+        self.attn = MultiheadAttention(width, heads, dropout)
+        self.ffn = nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Linear(width, width),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(width, width),
+        )
+
+    def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+        """audio [B,Ta,H], visual [B,Tv,H] -> [B,Ta,H]."""
+        residual = self.attn(audio, visual)[0] + audio
+        return self.ffn(residual) + residual
+
+
+class MultiscaleFusion(nn.Module):
+    """token = proj(mean over time of G1*E1 + G2*E2 + G3*E3)."""
+
+    def __init__(self, config: FusionConfig, experts: int, audio_width: int, visual_width: int, width: int):
+        super().__init__()
+        hidden = config.hidden_size
+        self.tokens = config.tokens
+        self.audio_proj = nn.Linear(audio_width, hidden)
+        self.visual_proj = nn.Linear(visual_width, hidden)
+        self.experts = nn.ModuleList(Expert(hidden, config.heads, config.dropout) for _ in range(experts))
+        self.gate_mlp = nn.Sequential(
+            nn.Linear(experts * hidden, hidden),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(hidden, experts),
+        )
+        self.proj = nn.Linear(hidden, width)
+
+    def run_experts(self, audio_taps: Tensor, visual_taps: Tensor) -> Tensor:
+        """audio_taps [B,Ta,E*Da], visual_taps [B,Tv,E*Dv] -> [B,E,Ta,H]."""
+        count = len(self.experts)
+        audio = self.audio_proj(audio_taps.unflatten(-1, (count, -1)))
+        visual = self.visual_proj(visual_taps.unflatten(-1, (count, -1)))
+        return torch.stack(
+            [expert(audio[:, :, e], visual[:, :, e]) for e, expert in enumerate(self.experts)], dim=1
+        )
+
+    def gate(self, experts: Tensor) -> Tensor:
+        """experts [B,E,T,H] -> [B,E] in fp32, rows sum to 1."""
+        return self.gate_mlp(experts.mean(2).flatten(1)).float().softmax(-1)
+
+    def fuse(self, experts: Tensor, gates: Tensor) -> Tensor:
+        """experts [B,E,T,H], gates [B,E] -> [B,T,H]."""
+        return torch.einsum("be,beth->bth", gates, experts.float()).to(experts.dtype)
+
+    def forward(
+        self, audio: Tensor, audio_taps: Tensor, visual: Tensor, visual_taps: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        experts = self.run_experts(audio_taps, visual_taps)
+        gates = self.gate(experts)
+        pooled = self.fuse(experts, gates).mean(1)
+        return _repeat(self.proj(pooled), self.tokens), gates
+
+
+class AttentionFusion(nn.Module):
+    """Variant `attention`: two scalar weights without a softmax."""
+
+    def __init__(self, config: FusionConfig, features: int, width: int):
+        super().__init__()
+        self.tokens = config.tokens
+        self.video_embs = nn.Linear(features, features)
+        self.audio_embs = nn.Linear(features, features)
+        self.attention_mlp = nn.Linear(2 * features, features)
+        self.fc_att = nn.Linear(features, 2)
+        self.proj = nn.Linear(features, width)
+
+    def forward(
+        self, audio: Tensor, audio_taps: Tensor, visual: Tensor, visual_taps: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        v, a = self.video_embs(visual.mean(1)), self.audio_embs(audio.mean(1))
+        weights = self.fc_att(self.attention_mlp(torch.cat([v, a], -1)))
+        mixed = weights[:, :1] * v + weights[:, 1:] * a
+        return _repeat(self.proj(mixed), self.tokens), None
+
+
+class QFormerFusion(nn.Module):
+    """Variant `qformer`: both streams one after the other in time, read by a Q-Former."""
+
+    def __init__(self, config: FusionConfig, qformer: QFormerConfig, features: int, width: int):
+        super().__init__()
+        self.video_embs = nn.Linear(features, features)
+        self.audio_embs = nn.Linear(features, features)
+        self.position = nn.Embedding(config.positions, features)
+        self.qformer = QFormer(qformer, features, config.tokens)
+        self.proj = nn.Linear(qformer.hidden_size, width)
+
+    def forward(
+        self, audio: Tensor, audio_taps: Tensor, visual: Tensor, visual_taps: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        both = torch.cat([self.video_embs(visual), self.audio_embs(audio)], dim=1)
+        if both.shape[1] > self.position.num_embeddings:
+            raise ValueError(
+                f"{both.shape[1]} time steps, but the position table holds {self.position.num_embeddings}"
+            )
+        return self.proj(self.qformer(both + self.position.weight[: both.shape[1]])), None
+
+
+class DenseExpert(nn.Module):
+    def __init__(self, features: int):
+        super().__init__()
+        self.video_embs = nn.Linear(features, features)
+        self.audio_embs = nn.Linear(features, features)
+        self.attention_mlp = nn.Sequential(
+            nn.Linear(2 * features, features), nn.ReLU(), nn.Linear(features, 2)
+        )
+
+    def forward(self, visual: Tensor, audio: Tensor) -> Tensor:
+        v, a = self.video_embs(visual), self.audio_embs(audio)
+        weights = self.attention_mlp(torch.cat([v, a], -1)).softmax(-1)
+        return weights[:, :1] * v + weights[:, 1:] * a
+
+
+class DenseMoEFusion(nn.Module):
+    """Variant `densemoe`: softly routed experts on time means. Routing noise is for training only (section 19, A8)."""
+
+    def __init__(self, config: FusionConfig, features: int, width: int):
+        super().__init__()
+        self.tokens = config.tokens
+        self.visual_projector = nn.Linear(features, features)
+        self.audio_projector = nn.Linear(features, features)
+        self.router = nn.Sequential(
+            nn.Linear(2 * features, config.router_size),
+            nn.ReLU(),
+            nn.Linear(config.router_size, config.experts),
+        )
+        self.experts = nn.ModuleList(DenseExpert(features) for _ in range(config.experts))
+        self.proj = nn.Linear(features, width)
+
+    def route(self, visual: Tensor, audio: Tensor) -> Tensor:
+        """Time means [B,F] each -> weights [B,E] in fp32."""
+        v = self.visual_projector(visual).clamp(-10, 10)
+        a = self.audio_projector(audio).clamp(-10, 10)
+        scores = self.router(torch.cat([v, a], -1)).float().clamp(-5, 5)
+        if self.training:
+            scores = scores + (0.1 * torch.randn_like(scores)).clamp(-0.02, 0.02)
+        weights = scores.softmax(-1).clamp(min=1e-6)
+        return weights / (weights.sum(-1, keepdim=True) + 1e-8)
+
+    def forward(
+        self, audio: Tensor, audio_taps: Tensor, visual: Tensor, visual_taps: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        v, a = visual.mean(1), audio.mean(1)
+        gates = self.route(v, a)
+        experts = torch.stack([expert(v, a) for expert in self.experts], dim=1)
+        mixed = torch.einsum("be,bef->bf", gates, experts.float()).to(experts.dtype)
+        return _repeat(self.proj(mixed), self.tokens), gates
+
+
+def _repeat(token: Tensor, count: int) -> Tensor:
+    return token.unsqueeze(1).expand(-1, count, -1)
+
+
+def build_fusion(
+    config: FusionConfig, qformer: QFormerConfig, taps: int, audio_width: int, visual_width: int, width: int
+) -> nn.Module:
+    if config.type == "multiscale":
+        return MultiscaleFusion(config, taps, audio_width, visual_width, width)
+    if config.type == "qformer":
+        return QFormerFusion(config, qformer, visual_width, width)
+    return {"attention": AttentionFusion, "densemoe": DenseMoEFusion}[config.type](
+        config, visual_width, width
+    )

@@ -1,0 +1,1 @@
+"""Decode engines: a whole step of a language model."""
