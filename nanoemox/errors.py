@@ -1,6 +1,6 @@
 """Errors that a user can mend. Each message is one line: the file or key, what is wrong, and what to do.
 
-The command shows them as that line. Any other exception is a bug of this package and is reported as one.
+The command shows such an error as that line. Any other exception is a bug and is reported as one.
 """
 
 
@@ -9,7 +9,11 @@ class NanoEmoXError(ValueError):
 
 
 class UsageError(NanoEmoXError):
-    """An option, argument, name or combination that does not exist or is out of range."""
+    """An option, argument or name that does not exist, is out of range, or does not fit another one."""
+
+
+class InputError(NanoEmoXError):
+    """An input that the model cannot take: too long a prompt, an array of a wrong shape, an empty clip."""
 
 
 class MediaError(NanoEmoXError):
@@ -21,8 +25,8 @@ class CheckpointError(NanoEmoXError):
 
 
 class DataError(NanoEmoXError):
-    """A data file, manifest, label or training config whose content is wrong."""
+    """A data file, manifest or label whose content is wrong."""
 
 
 class TrainingError(NanoEmoXError):
-    """Training that cannot go on: no finite loss, a checkpoint of another run, a worker that failed."""
+    """Training that cannot go on: a loss that is not finite, too many unreadable samples, a full disk."""

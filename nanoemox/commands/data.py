@@ -3,14 +3,19 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..errors import MediaError
+from .common import Commands
+
+if TYPE_CHECKING:
+    from ..data.formats.manifest import Entry
 
 
-def add_parser(commands: Any) -> None:
-    data = commands.add_parser("data", help="check a manifest, write the synthetic corpus")
-    verbs = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
+def add_parser(commands: Commands) -> None:
+    """Adds `data` to the subparsers of the command."""
+    parser = commands.add_parser("data", help="check a manifest, write the synthetic corpus")
+    verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     validate = verbs.add_parser("validate", help="check a JSONL manifest, line by line")
     validate.set_defaults(run=_validate)
@@ -51,28 +56,35 @@ def _validate(args: argparse.Namespace) -> int:
     return 0
 
 
-def _unreadable(file: Path, entries: list[Any]) -> list[str]:
+def _unreadable(file: Path, entries: "list[Entry]") -> list[str]:
     """A complaint about each line with a file that cannot be decoded; every part of a file is read once."""
-    from ..media.read import read_clip
-
-    found: dict[tuple, str | None] = {}
+    problems: dict[tuple, str | None] = {}
     complaints = []
     for entry in entries:
-        for key, path in (("video", entry.video), ("audio", entry.audio)):
+        for stream, path in (("video", entry.video), ("audio", entry.audio)):
             if path is None or not path.is_file():
                 continue
             part = (path, entry.values.get("start"), entry.values.get("end"))
-            if part not in found:
-                try:
-                    clip = read_clip(*part[:1], start=part[1], end=part[2])
-                    lacks = (clip.frames if key == "video" else clip.audio) is None
-                    kind = "picture" if key == "video" else "sound"
-                    found[part] = f"{path}: no {kind} in it; give another file" if lacks else None
-                except MediaError as error:
-                    found[part] = str(error)
-            if found[part]:
-                complaints.append(f"{file}: line {entry.line}: {key}: {found[part]}")
+            if part not in problems:
+                problems[part] = _problem(stream, *part)
+            if problems[part]:
+                complaints.append(f"{file}: line {entry.line}: {stream}: {problems[part]}")
     return complaints
+
+
+def _problem(stream: str, path: Path, start: float | None, end: float | None) -> str | None:
+    """Why a part of a media file gives no picture ("video") or no sound ("audio"); None if it does."""
+    from ..media.read import read_clip
+
+    try:
+        clip = read_clip(path, start=start, end=end)
+    except MediaError as error:
+        return str(error)
+    if stream == "video" and clip.frames is None:
+        return f"{path}: no picture in it; give another file"
+    if stream == "audio" and clip.audio is None:
+        return f"{path}: no sound in it; give another file"
+    return None
 
 
 def _synth(args: argparse.Namespace) -> int:
