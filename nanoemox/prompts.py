@@ -1,21 +1,25 @@
-"""The prompt: which streams it shows, in what order and in which words (architecture section 10).
+"""The prompt: which streams it holds, in what order and in which words (docs/architecture.md section 10).
 
-A prompt is a list of segments: plain text, or a stream whose placeholder stands for that many tokens.
+A prompt is a list of segments: plain text, or a stream, whose tokens take the place of placeholders.
 """
 
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Formatter
-from typing import Protocol
+from typing import Any, Protocol
 
-from .errors import CheckpointError
+from .errors import CheckpointError, InputError
 
 STREAMS = ("fusion", "audio", "face", "frames", "image")
 
 
 class TextEncoder(Protocol):
-    """What a prompt needs of a tokenizer: ids of plain text, and the id that stands for a token of each stream."""
+    """What a prompt needs of a tokenizer.
+
+    Attributes:
+        placeholder_ids: stream -> id that stands for one token of the stream.
+    """
 
     placeholder_ids: dict[str, int]
 
@@ -24,22 +28,22 @@ class TextEncoder(Protocol):
 
 @dataclass(frozen=True)
 class Stream:
-    """A stretch of `count` placeholder tokens."""
+    """The place of a stream in a prompt; `tokenize` puts one placeholder there for each of its tokens."""
 
-    kind: str
+    kind: str  # one of STREAMS
 
 
 @dataclass(frozen=True)
 class ModalitySet:
-    """Streams in prompt order, whether there is a subtitle, and what the official table reads from disk."""
+    """A row of the official table of prompts."""
 
-    streams: tuple[str, ...]
-    subtitle: bool
-    official_loads: tuple[str, ...]
+    streams: tuple[str, ...]  # in prompt order
+    subtitle: bool  # whether the prompt has a slot for the words
+    official_loads: tuple[str, ...]  # what the official code reads from disk
     official_start: bool = True  # whether the official template opens with "###Human: "
 
 
-# Section 10. Ours always open with "###Human: "; the column is kept for parity.
+# docs/architecture.md section 10. Our prompts always open with "###Human: "; `official_start` is for parity.
 MODALITY_SETS = {
     "faceframe": ModalitySet(("audio", "frames", "face"), True, ("audio", "frame", "face")),
     "face": ModalitySet(("audio", "face"), True, ("audio", "face")),
@@ -64,7 +68,7 @@ MODALITY_SETS = {
 
 
 def modality_set(*, frames: bool, audio: bool, subtitle: bool) -> str:
-    """The set for what a clip holds. Raises ValueError for a clip that holds nothing."""
+    """The name of the modality set for what a clip holds. Raises InputError for a clip that holds nothing."""
     if frames and audio:
         return "multiface_audio_face_frame_text"  # with an empty subtitle when there are no words
     if frames:
@@ -73,7 +77,7 @@ def modality_set(*, frames: bool, audio: bool, subtitle: bool) -> str:
         return "audio_text" if subtitle else "audioonly"
     if subtitle:
         return "textonly"
-    raise ValueError("the clip holds neither frames, nor audio, nor a subtitle: nothing to answer from")
+    raise InputError("the clip holds neither frames, nor audio, nor a subtitle: nothing to answer from")
 
 
 _PIECES = {
@@ -87,18 +91,23 @@ _PIECES = {
     "instruction": "Weigh everything given above and answer. {question}",
     "end": " ###Assistant: ",
 }
-# In place of the subtitle where its slot holds the turns of a dialogue so far (AvaMERG); a bundle may replace it too.
+# Takes the place of the subtitle where its slot holds the turns of a dialogue so far (AvaMERG).
 _HISTORY = {"history": "The conversation so far is <Dialogue History>{history}</Dialogue History>. "}
-_FIELDS = {"subtitle", "question", *STREAMS}
 
 
 @dataclass(frozen=True)
 class Templates:
-    """The wording. A checkpoint expects the wording it was trained with, so a bundle may replace any part of it.
+    """The wording of prompts. A checkpoint needs the wording of its training, so a bundle may hold its own.
 
-    `templates.json` in the bundle: {"pieces": {piece: text}, "sets": {modality set: whole prompt},
-    "questions": {task: text}}; every part is optional. Fields in braces are filled in: a piece holds its own,
-    a whole prompt those of its set, `subtitle` and `question`; a question may hold {labels}.
+    A bundle's `templates.json` holds {"pieces": {...}, "sets": {...}, "questions": {...}}, each optional.
+
+    Attributes:
+        pieces: piece -> text, for the pieces of the default prompt: "start", the streams, "subtitle" or
+            "history", "instruction" and "end". A piece holds its own field in braces ("instruction":
+            {question}).
+        sets: modality set -> whole prompt in place of the pieces. It holds the fields of the set's streams,
+            {subtitle} where the set has one, and {question}.
+        questions: task -> question in place of the task's own. It may hold {labels}.
     """
 
     pieces: dict[str, str] = field(default_factory=lambda: dict(_PIECES))
@@ -109,55 +118,86 @@ class Templates:
 
     @staticmethod
     def from_folder(folder: str | Path) -> "Templates":
-        """The bundle's own wording, or the default one where it has no templates.json."""
+        """The wording of a bundle's templates.json, or the default where the bundle has none.
+
+        Raises CheckpointError naming the file and the part that is unknown or lacks a field.
+        """
         path = Path(folder) / Templates.FILE
         if not path.is_file():
             return Templates()
-        from .tasks import TASKS
-
-        known = {"pieces": {*_PIECES, *_HISTORY}, "sets": set(MODALITY_SETS), "questions": set(TASKS)}
         try:
             values = json.loads(path.read_text())
-            for part, texts in values.items():
-                if part not in known:
-                    raise ValueError(f"unknown part {part!r}; known are {', '.join(known)}")
-                for name, text in texts.items():
-                    if name not in known[part]:
-                        raise ValueError(
-                            f"unknown name {part}.{name}; known are {', '.join(sorted(known[part]))}"
-                        )
-                    _check_fields(f"{part}.{name}", text, part, name)
-        except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: {error}") from error
-        return Templates(
-            {**_PIECES, **values.get("pieces", {})}, values.get("sets", {}), values.get("questions", {})
-        )  # fmt: skip
+        problem = _problem(values)
+        if problem is not None:
+            raise CheckpointError(f"{path}: {problem}")
+        pieces = {**_PIECES, **values.get("pieces", {})}
+        return Templates(pieces, values.get("sets", {}), values.get("questions", {}))
 
     def save(self, folder: str | Path) -> None:
-        """Writes templates.json where the wording differs from the default."""
+        """Write templates.json if the wording differs from the default."""
         if self != Templates():
             parts = {"pieces": self.pieces, "sets": self.sets, "questions": self.questions}
             (Path(folder) / self.FILE).write_text(json.dumps(parts, indent=1, ensure_ascii=False) + "\n")
 
 
-def _fields(text: str) -> list[str]:
-    parsed = [(name, form, kind) for _, name, form, kind in Formatter().parse(text) if name is not None]
-    return [name + (f"!{kind}" if kind else "") + (f":{form}" if form else "") for name, form, kind in parsed]
+def _problem(values: Any) -> str | None:
+    """What is wrong with the content of a templates.json, if anything."""
+    from .tasks import TASKS
+
+    known = {"pieces": {*_PIECES, *_HISTORY}, "sets": set(MODALITY_SETS), "questions": set(TASKS)}
+    if not isinstance(values, dict):
+        return "not a JSON object"
+    for part, texts in values.items():
+        if part not in known:
+            return f"unknown part {part!r}; known are {', '.join(known)}"
+        if not isinstance(texts, dict):
+            return f"{part} must be an object, got {texts!r}"
+        for name, text in texts.items():
+            if name not in known[part]:
+                return f"unknown name {part}.{name}; known are {', '.join(sorted(known[part]))}"
+            if not isinstance(text, str):
+                return f"{part}.{name} must be a text, got {text!r}"
+            problem = _field_problem(part, name, text)
+            if problem is not None:
+                return problem
+    return None
 
 
-def _check_fields(where: str, text: str, part: str, name: str) -> None:
+def _field_problem(part: str, name: str, text: str) -> str | None:
+    """What is wrong with the fields in braces of one text, if anything."""
+    required, optional = _expected_fields(part, name)
+    try:
+        fields = _fields(text)
+    except ValueError as error:  # a brace that is not closed
+        return f"{part}.{name}: {error}"
+    if len(fields) == len(set(fields)) and required <= set(fields) <= required | optional:
+        return None
+    expected = ", ".join("{" + field + "}" for field in sorted(required | optional)) or "no field"
+    return f"{part}.{name} must hold {expected}, each once; it holds {fields}"
+
+
+def _expected_fields(part: str, name: str) -> tuple[set[str], set[str]]:
+    """Fields that a text must hold and fields that it may hold."""
     if part == "questions":
-        wanted, optional = set(), {"labels"}
-    elif part == "sets":
-        chosen = MODALITY_SETS[name]
-        wanted, optional = {"question", *chosen.streams} | ({"subtitle"} if chosen.subtitle else set()), set()
-    else:
-        wanted = {"question"} if name == "instruction" else set() if name in ("start", "end") else {name}
-        optional = set()
-    found = _fields(text)
-    if len(found) != len(set(found)) or not wanted <= set(found) <= wanted | optional:
-        fields = ", ".join("{" + f + "}" for f in sorted(wanted | optional)) or "no field"
-        raise ValueError(f"{where} must hold {fields}, each once; it holds {found}")
+        return set(), {"labels"}
+    if part == "sets":
+        modalities = MODALITY_SETS[name]
+        subtitle = {"subtitle"} if modalities.subtitle else set()
+        return {"question", *modalities.streams} | subtitle, set()
+    if name in ("start", "end"):
+        return set(), set()
+    return {"question" if name == "instruction" else name}, set()
+
+
+def _fields(text: str) -> list[str]:
+    """The fields in braces, each with its conversion and format, so that only a plain one equals its name."""
+    fields = []
+    for _, name, form, conversion in Formatter().parse(text):
+        if name is not None:
+            fields.append(name + (f"!{conversion}" if conversion else "") + (f":{form}" if form else ""))
+    return fields
 
 
 def build(
@@ -169,20 +209,26 @@ def build(
     official_start: bool = False,
     history: bool = False,
 ) -> list[str | Stream]:
-    """Segments of one prompt.
+    """The segments of one prompt.
 
     Args:
-        subtitle: None counts as the empty subtitle; ignored by sets without one.
-        history: `subtitle` holds the turns of a dialogue so far, which have a tag pair of their own.
+        set_name: one of MODALITY_SETS.
+        subtitle: the words; None counts as the empty subtitle. Ignored by sets without one.
+        question: the question with its candidates.
+        templates: the wording.
         official_start: leave out "###Human: " where the official template does (parity only).
+        history: `subtitle` holds the turns of a dialogue so far, which have a tag pair of their own.
+
+    Returns:
+        Texts and streams in prompt order, no two texts next to each other.
     """
-    chosen = MODALITY_SETS[set_name]
+    modalities = MODALITY_SETS[set_name]
     if set_name in templates.sets:
         text = templates.sets[set_name]
     else:
-        words = ["history" if history else "subtitle"] if chosen.subtitle else []
-        names = ["start", *chosen.streams, *words, "instruction", "end"]
-        if official_start and not chosen.official_start:
+        words = ["history" if history else "subtitle"] if modalities.subtitle else []
+        names = ["start", *modalities.streams, *words, "instruction", "end"]
+        if official_start and not modalities.official_start:
             names.remove("start")
         pieces = _HISTORY | templates.pieces
         text = "".join(pieces[name] for name in names)
@@ -194,8 +240,13 @@ def build(
             segments.append(Stream(name))
         elif name is not None:
             segments.append(values[name])
+    return _join_texts(segments)
+
+
+def _join_texts(segments: list[str | Stream]) -> list[str | Stream]:
+    """Joins neighbouring texts, because a tokenizer must see a text between two streams as a whole."""
     merged: list[str | Stream] = []
-    for segment in segments:  # one text between two streams is tokenised as one text
+    for segment in segments:
         if isinstance(segment, str) and merged and isinstance(merged[-1], str):
             merged[-1] += segment
         elif segment:
@@ -204,7 +255,13 @@ def build(
 
 
 def tokenize(segments: list[str | Stream], tokenizer: TextEncoder, counts: dict[str, int]) -> list[int]:
-    """Ids with every placeholder repeated to its count, without bos (a prompt for generation starts with it)."""
+    """Token ids of a prompt, without bos (a prompt for generation starts with it).
+
+    Args:
+        segments: from `build`.
+        tokenizer: encodes the texts and names the placeholders.
+        counts: stream -> number of its tokens, which is how often its placeholder is repeated.
+    """
     ids: list[int] = []
     for segment in segments:
         if isinstance(segment, Stream):

@@ -159,7 +159,7 @@ def test_no_circle_between_files_nor_rooms():
     "file, line",
     [
         ("nanoemox/media/clip.py", "from ..model import NanoEmoX"),
-        ("nanoemox/config.py", "def late():\n    from . import prompts"),
+        ("nanoemox/config/parts.py", "def late():\n    from .. import prompts"),
         ("nanoemox/modules/vision.py", "import nanoemox.generation.sampler"),
     ],
 )
