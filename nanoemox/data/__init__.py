@@ -13,17 +13,29 @@ if TYPE_CHECKING:
     from .clips import read_sample as read_sample
     from .record import Dataset, Sample
 
-# Format -> the module with its `open_set(format, root, split, name, **options)`.
+# Format -> the module in formats/ that defines `open_set(format, root, split, name, **options)`.
 FORMATS = {
-    **dict.fromkeys(("crema_d", "m3ed", "caer_ferv39k", "mintrec", "mintrec2"), "conversation"),
-    **dict.fromkeys(("mercaptionplus", "ovmerd", "ovmerd_plus", "emer"), "captions"),
+    "crema_d": "conversation",
+    "m3ed": "conversation",
+    "caer_ferv39k": "conversation",
+    "mintrec": "conversation",
+    "mintrec2": "conversation",
+    "mercaptionplus": "captions",
+    "ovmerd": "captions",
+    "ovmerd_plus": "captions",
+    "emer": "captions",
     "merr_fine": "merr",
     "avamerg": "avamerg",
-    **dict.fromkeys(
-        ("mer2023", "mer2024", "meld", "iemocap", "cmumosi", "cmumosei", "sims", "simsv2"), "mer_unibench"
-    ),
+    "mer2023": "mer_unibench",
+    "mer2024": "mer_unibench",
+    "meld": "mer_unibench",
+    "iemocap": "mer_unibench",
+    "cmumosi": "mer_unibench",
+    "cmumosei": "mer_unibench",
+    "sims": "mer_unibench",
+    "simsv2": "mer_unibench",
     "manifest": "manifest",
-}  # fmt: skip
+}
 
 __all__ = ["FORMATS", "Dataset", "Sample", "open_dataset", "read_sample"]
 
@@ -31,19 +43,22 @@ __all__ = ["FORMATS", "Dataset", "Sample", "open_dataset", "read_sample"]
 def open_dataset(
     format: str, root: str | os.PathLike, *, split: str = "train", name: str | None = None, **options: Any
 ) -> Dataset:
-    """Open a data set by its format (tasks.md section 5).
+    """Open a data set by its format. Only annotations are read, no media. Formats: docs/data.md.
 
     Args:
-        format: one of FORMATS.
-        root: the folder that holds annotations and media; for `manifest` the JSONL file.
-        split: "train" or "test"; MER-UniBench archives also have "val", "test2" and "test3" where they hold them.
-        name: what this set is called in a config, default the format.
-        options: `video` and `audio`, folders relative to the root that replace the set's usual ones, and what else
-            the format's module documents.
+        format: a key of FORMATS.
+        root: the folder of annotations and media; for `manifest`, the JSONL file or its folder.
+        split: "train" or "test". MER-UniBench archives may also have "val", "test2" and "test3".
+        name: the name of this data set in a config, by default the format.
+        options: options of the format's `open_set`. All but `manifest` accept `video` and `audio`, folders
+            relative to the root that replace the usual ones.
+
+    Returns:
+        The data set, whose samples `read_sample` turns into clips.
 
     Raises:
-        UsageError: a format, split or option that does not exist.
-        ValueError: a file that is missing or not as it should be, named with the line or key.
+        UsageError: the format, split or option does not exist.
+        DataError: an annotation file is missing or malformed; the message names the line or key.
     """
     if format not in FORMATS:
         raise UsageError(f"data format {format!r} does not exist: use {', '.join(FORMATS)}")
@@ -53,10 +68,12 @@ def open_dataset(
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise
-        raise UsageError(f"data format {format!r} has no option {str(error).split()[-1]}") from error
+        option = str(error).split()[-1]
+        raise UsageError(f"data format {format!r} has no option {option}") from error
 
 
 def __getattr__(name: str) -> Any:
+    """Import the classes and `read_sample` on first use, so that importing this package is cheap."""
     if name in ("Sample", "Dataset"):
         from . import record
 

@@ -1,4 +1,4 @@
-"""Samples -> clips with the streams that a modality set needs."""
+"""Samples -> clips with the streams of a modality set."""
 
 import time
 from dataclasses import asdict
@@ -12,65 +12,80 @@ from ..media.read import read_clip
 from ..prompts import MODALITY_SETS
 from .record import Sample
 
-_FROM_FRAMES = {"frames", "face", "fusion", "image"}
-_FROM_SOUND = {"audio", "fusion"}
+# Prompt streams that are computed from the frames, and from the sound, of a clip.
+FRAME_STREAMS = frozenset({"frames", "face", "fusion", "image"})
+AUDIO_STREAMS = frozenset({"audio", "fusion"})
 
 
 def read_sample(
     sample: Sample, modalities: str, *, limits: Limits | None = None, trusted: bool = False
 ) -> Clip:
-    """The clip of a sample, holding the streams that the modality set needs and no others.
+    """Read the clip of a sample: the streams of the modality set and no others.
 
     Args:
-        limits: what one file may cost.
-        trusted: decode in this process, which saves starting a child (0.15 s) a file. A damaged file could then end
-            the process: for files of one's own, such as the synthetic corpus.
+        sample: what a data set returns; see `nanoemox.data.open_dataset`.
+        modalities: a key of `nanoemox.prompts.MODALITY_SETS`.
+        limits: memory and time that one file may take.
+        trusted: decode in this process, which saves the start of a child process (0.15 s) per file. A damaged
+            file can then end this process: use it for your own files, such as the synthetic corpus.
+
+    Returns:
+        The clip: frames uint8 [8,3,224,224], audio float32 [8,32000] and subtitle, each None where the set
+        does not use it (docs/architecture.md section 13).
 
     Raises:
-        MediaError: a file that cannot be read, or that lacks a stream that the set needs.
+        MediaError: a file cannot be read, or it lacks a stream of the set.
         UsageError: the modality set does not exist.
     """
     if modalities not in MODALITY_SETS:
         raise UsageError(f"modality set {modalities!r} does not exist: use {', '.join(MODALITY_SETS)}")
-    chosen = MODALITY_SETS[modalities]
-    wanted = {
-        "frames": sample.video if _FROM_FRAMES & set(chosen.streams) else None,
-        "audio": (sample.audio or sample.video) if _FROM_SOUND & set(chosen.streams) else None,
+    files = _files_of(sample, modalities)
+    read = _read_in_process if trusted else read_clip
+    clips = {
+        file: read(file, start=sample.start, end=sample.end, limits=limits)
+        for file in dict.fromkeys(files.values())
     }
-    for stream, needed in (("frames", _FROM_FRAMES), ("audio", _FROM_SOUND)):
-        if needed & set(chosen.streams) and wanted[stream] is None:
-            raise MediaError(f"{sample.name}: no file with {stream}, which modality set {modalities} needs")
-    reader = _read_here if trusted else read_clip
-    read = {
-        file: reader(file, start=sample.start, end=sample.end, limits=limits)
-        for file in dict.fromkeys(wanted.values())
-        if file is not None
-    }
-    out = Clip(subtitle=(sample.subtitle or None) if chosen.subtitle else None, source=sample.name)
-    for stream, file in wanted.items():
-        if file is None:
-            continue
-        clip = read[file]
-        if getattr(clip, stream) is None:
+    subtitle = (sample.subtitle or None) if MODALITY_SETS[modalities].subtitle else None
+    result = Clip(subtitle=subtitle, source=sample.name)
+    for stream, file in files.items():
+        clip = clips[file]
+        array = clip.frames if stream == "frames" else clip.audio
+        if array is None:
             raise MediaError(
                 f"{file}: no {stream} in it, which modality set {modalities} needs; leave the clip out"
             )
-        setattr(out, stream, getattr(clip, stream))
         if stream == "frames":
-            out.frame_times = clip.frame_times
+            result.frames, result.frame_times = array, clip.frame_times
         else:
-            out.window_starts = clip.window_starts
-    for clip in read.values():
-        out.duration = max(out.duration, clip.duration)
-        out.notes += clip.notes
-        out.read_seconds += clip.read_seconds
-    if wanted["frames"] or wanted["audio"]:
-        out.source = str(wanted["frames"] or wanted["audio"])
-    return out
+            result.audio, result.window_starts = array, clip.window_starts
+    for clip in clips.values():
+        result.duration = max(result.duration, clip.duration)
+        result.notes += clip.notes
+        result.read_seconds += clip.read_seconds
+    if files:
+        result.source = str(next(iter(files.values())))
+    return result
 
 
-def _read_here(file: Path, start: float | None, end: float | None, limits: Limits | None) -> Clip:
-    """What read_clip gives, without a child."""
+def _files_of(sample: Sample, modalities: str) -> dict[str, Path]:
+    """Stream ("frames", "audio") -> the file to read it from, for the streams that the set needs."""
+    streams = set(MODALITY_SETS[modalities].streams)
+    candidates = {
+        "frames": (FRAME_STREAMS, sample.video),
+        "audio": (AUDIO_STREAMS, sample.audio or sample.video),
+    }
+    files = {}
+    for stream, (users, file) in candidates.items():
+        if not users & streams:
+            continue
+        if file is None:
+            raise MediaError(f"{sample.name}: no file with {stream}, which modality set {modalities} needs")
+        files[stream] = file
+    return files
+
+
+def _read_in_process(file: Path, start: float | None, end: float | None, limits: Limits | None) -> Clip:
+    """Same result as `read_clip`, without a child process."""
     from ..media.child import answer
     from ..media.container import Refused
 
@@ -88,10 +103,10 @@ def _read_here(file: Path, start: float | None, end: float | None, limits: Limit
         header, arrays = answer(request)
     except (Refused, OSError) as error:
         raise MediaError(f"{file}: {error}") from error
-    held = iter(np.ascontiguousarray(array) for array in arrays)
+    contiguous = iter([np.ascontiguousarray(array) for array in arrays])
     return Clip(
-        frames=next(held) if header["frames"] else None,
-        audio=next(held) if header["audio"] else None,
+        frames=next(contiguous) if header["frames"] else None,
+        audio=next(contiguous) if header["audio"] else None,
         source=str(file),
         duration=header["duration"],
         frame_times=header["frame_times"],

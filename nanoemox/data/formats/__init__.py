@@ -1,1 +1,1 @@
-"""One file a family of annotation formats; each has `open_set`."""
+"""One module per family of annotation formats; each defines `open_set` (see `nanoemox.data.FORMATS`)."""
