@@ -65,7 +65,7 @@ class Drawing:
 
 
 def model() -> Drawing:
-    """Data flow of the model, section 1."""
+    """Data flow of the model (docs/architecture.md section 1)."""
     d = Drawing(1180, 500)
     rows = {"face": 20, "vision": 115, "fusion": 210, "audio": 305, "text": 410}
     high = 62
@@ -149,7 +149,7 @@ FOLDERS = [  # imports lead downwards, within a row from left to right
 
 
 def folders() -> Drawing:
-    """Which folder imports which, section 20."""
+    """Which folder imports which (docs/architecture.md section 20)."""
     d = Drawing(980, 700)
     top, high, gap = 20, 44, 16
     left, wide = 20, 640
@@ -179,7 +179,7 @@ def folders() -> Drawing:
 
 
 def answer() -> Drawing:
-    """From a clip to an answer, section 21."""
+    """From a clip to an answer (docs/architecture.md section 21)."""
     d = Drawing(1060, 720)
     d.box(20, 20, 330, 58, ["1  read_clip", "media/read.py: checks, starts a child"])
     d.box(440, 20, 330, 58, ["child process", "media/child.py: Reader.survey, pictures, sound"], "part")
@@ -246,7 +246,7 @@ def answer() -> Drawing:
 
 
 def fast_part() -> Drawing:
-    """How a fast part is built and how it proves itself, section 22."""
+    """How a fast part is built and how it proves itself (docs/architecture.md section 22)."""
     d = Drawing(1080, 520)
     d.text(260, 24, "built", weight="bold", size=14)
     d.text(800, 24, "proved", weight="bold", size=14)
