@@ -1,13 +1,15 @@
-"""The corpus in the annotation files of the real data sets, all in one folder, and as manifests.
+"""The annotation files of the corpus, in the formats of the real data sets, and its manifests.
 
-Every clip is an utterance of a dialogue and is named as AvaMERG names it. The other sets' files hold the same clips:
+Every clip is an utterance of a dialogue and is named as in AvaMERG. The files of the other sets are about the
+same clips:
 
-    train.json, v_test_v5_0.json                AvaMERG: chain of empathy, speaker's emotion
+    train.json, v_test_v5_0.json        AvaMERG: chain of empathy, emotion of the speaker
     track2/track3_train_mercaptionplus.csv, subtitle_chieng.csv     MER-Caption+: emotion set and reason
-    MERR_fine_grained.json                      MERR-fine: reason, action units
-    train/test_MIntRec_ann.json                 intents of the even conversations, train/test_MIntRec2_ann.json the odd
-    caer_ferv39k_ann.json                       what the face shows
-    crema_d_annotations.json, m3ed_annotaton.json   what a voice alone shows, of clips of their own
+    MERR_fine_grained.json              MERR-fine: reason, action units
+    train/test_MIntRec_ann.json         intents of the even conversations
+    train/test_MIntRec2_ann.json        intents of the odd conversations
+    caer_ferv39k_ann.json               emotion that the face shows
+    crema_d_annotations.json, m3ed_annotaton.json   emotion of the voice, in clips without pictures
 """
 
 import csv
@@ -16,138 +18,167 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..formats.manifest import CHAIN
+from ..formats.manifest_line import CHAIN
 from . import faces, texts
 from .plan import Plan
 from .render import throat_of
 
+AVAMERG_CHAIN = ("event_scenario", "speaker_emotion", "emotion_cause", "goal_to_response")  # in CHAIN's order
 NOUNS = {"angry": "anger", "disgusted": "disgust", "fearful": "fear", "surprised": "surprise"}
 
 
-def write_annotations(out: Path, train: Sequence[Plan], test: Sequence[Plan], voices: Sequence[Plan],
-                      apexes: dict[str, int]) -> None:  # fmt: skip
-    for plans, ava, prefix in ((train, "train.json", "train"), (test, "v_test_v5_0.json", "test")):
-        _json(out / ava, _dialogues(plans))
+def write_annotations(
+    out: Path,
+    train: Sequence[Plan],
+    test: Sequence[Plan],
+    voices: Sequence[Plan],
+    apexes: dict[str, int],
+) -> None:
+    """Write every annotation file and both manifests into the folder.
+
+    Args:
+        out: the corpus folder.
+        train, test: the clips of both parts, the turns of a conversation together.
+        voices: voices without pictures.
+        apexes: name of a training clip -> the frame in which the face is at its apex.
+    """
+    for plans, file in ((train, "train.json"), (test, "v_test_v5_0.json")):
+        _write_json(out / file, _dialogues(plans))
+    for plans, prefix in ((train, "train"), (test, "test")):
         for parity, name in ((0, "MIntRec"), (1, "MIntRec2")):
-            chosen = [p for p in plans if int(p.conversation) % 2 == parity]
-            items = [
-                _turn(p.spoken.text, p.answers["intent"].capitalize(), "videos", f"video/{p.name}.mp4")
-                for p in chosen
-            ]
-            _json(out / f"{prefix}_{name}_ann.json", items)
-    _json(out / "caer_ferv39k_ann.json", [
-        _turn("", _noun(p.shown["face"]), "videos", f"video/{p.name}.mp4") for p in train
-    ])  # fmt: skip
-    alone: list[Plan] = []
-    others: list[Plan] = []
-    for p in voices:  # CREMA-D has no words, and no surprise
-        (alone if p.turn == 0 and p.emotion != "surprised" else others).append(p)
-    for file, chosen, wordy in (
-        ("crema_d_annotations.json", alone, False),
-        ("m3ed_annotaton.json", others, True),
-    ):
-        items = [
-            _turn(p.spoken.text if wordy else "", _noun(p.shown["voice"]), "audios", f"audio/{p.name}.wav")
-            for p in chosen
-        ]
-        _json(out / file, items)
-    _csv(out / "track2_train_mercaptionplus.csv", ("name", "openset"),
-         [(p.name, str(p.answers["labels"])) for p in train])  # fmt: skip
-    _csv(
-        out / "track3_train_mercaptionplus.csv",
-        ("name", "reason"),
-        [(p.name, p.answers["reason"]) for p in train],
-    )
-    _csv(
-        out / "subtitle_chieng.csv",
-        ("name", "chinese", "english"),
-        [(p.name, "", p.spoken.text) for p in train],
-    )
-    _json(out / "MERR_fine_grained.json", {p.name: _merr(p, apexes[p.name]) for p in train})
-    for plans, name, folder in (
+            items = [_intent_item(plan) for plan in plans if int(plan.conversation) % 2 == parity]
+            _write_json(out / f"{prefix}_{name}_ann.json", items)
+    faces_shown = [
+        _conversation("", _noun(plan.shown["face"]), "videos", f"video/{plan.name}.mp4") for plan in train
+    ]
+    _write_json(out / "caer_ferv39k_ann.json", faces_shown)
+    _write_voices(out, voices)
+    labels = [(plan.name, str(plan.answers["labels"])) for plan in train]
+    reasons = [(plan.name, plan.answers["reason"]) for plan in train]
+    words = [(plan.name, "", plan.spoken.text) for plan in train]
+    _write_csv(out / "track2_train_mercaptionplus.csv", ("name", "openset"), labels)
+    _write_csv(out / "track3_train_mercaptionplus.csv", ("name", "reason"), reasons)
+    _write_csv(out / "subtitle_chieng.csv", ("name", "chinese", "english"), words)
+    _write_json(out / "MERR_fine_grained.json", {plan.name: _merr(plan, apexes[plan.name]) for plan in train})
+    for plans, file, folder in (
         (train, "manifest.jsonl", "video"),
         (test, "manifest_test.jsonl", "test_video"),
     ):
-        lines = [line for p in plans for line in _lines(p, folder)]
-        (out / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        lines = [line for plan in plans for line in _manifest_lines(plan, folder)]
+        (out / file).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _write_voices(out: Path, voices: Sequence[Plan]) -> None:
+    """The voices as CREMA-D, which has neither words nor surprise, and the others as M3ED."""
+    items: dict[str, list[dict[str, Any]]] = {"crema_d_annotations.json": [], "m3ed_annotaton.json": []}
+    for plan in voices:
+        as_crema_d = plan.turn == 0 and plan.emotion != "surprised"
+        file = "crema_d_annotations.json" if as_crema_d else "m3ed_annotaton.json"
+        words = "" if as_crema_d else plan.spoken.text
+        item = _conversation(words, _noun(plan.shown["voice"]), "audios", f"audio/{plan.name}.wav")
+        items[file].append(item)
+    for file, written in items.items():
+        _write_json(out / file, written)
 
 
 def _noun(emotion: str) -> str:
     return NOUNS.get(emotion, emotion)
 
 
-def _turn(said: str, label: str, key: str, file: str) -> dict[str, Any]:
-    messages = [{"role": "user", "content": said}, {"role": "assistant", "content": label}]
+def _conversation(subtitle: str, label: str, key: str, file: str) -> dict[str, Any]:
+    """An item of conversation JSON (docs/data.md section 1)."""
+    messages = [{"role": "user", "content": subtitle}, {"role": "assistant", "content": label}]
     return {"messages": messages, key: [file]}
 
 
-def _merr(p: Plan, apex: int) -> dict[str, Any]:
-    units = sorted(faces.UNITS[p.shown["face"]])
+def _intent_item(plan: Plan) -> dict[str, Any]:
+    intent = plan.answers["intent"].capitalize()
+    return _conversation(plan.spoken.text, intent, "videos", f"video/{plan.name}.mp4")
+
+
+def _merr(plan: Plan, apex: int) -> dict[str, Any]:
+    """An entry of MERR-fine (docs/data.md section 3)."""
+    units = sorted(faces.UNITS[plan.shown["face"]])
+    codes = [f"AU{unit:02d}" for unit in units]
     return {
-        "AU_list": [f"AU{unit:02d}" for unit in units],
+        "AU_list": codes,
         "visual_prior_list": [faces.NAMES[unit] for unit in units],
-        "audio_prior_list": f"the voice {texts.VOICE[p.shown['voice']]}.",
+        "audio_prior_list": f"the voice {texts.VOICE[plan.shown['voice']]}.",
         "peak_index": str(apex),
-        "peak_AU_list": [f"AU{unit:02d}" for unit in units],
-        "pseu_emotion": p.emotion,
-        "text": p.spoken.text,
-        "smp_reason_caption": p.answers["reason"],
+        "peak_AU_list": codes,
+        "pseu_emotion": plan.emotion,
+        "text": plan.spoken.text,
+        "smp_reason_caption": plan.answers["reason"],
     }
 
 
 def _dialogues(plans: Sequence[Plan]) -> list[dict[str, Any]]:
-    found: dict[str, list[Plan]] = {}
-    for p in plans:
-        found.setdefault(p.conversation, []).append(p)
-    dialogues = []
-    for number, turns in found.items():
-        said: list[dict[str, Any]] = []
-        written = []
-        for p in turns:
-            said.append({"index": len(said), "role": "speaker", "utterance": p.spoken.text})
-            a = p.answers
-            chain = dict(zip(("event_scenario", "speaker_emotion", "emotion_cause", "goal_to_response"),
-                             (a["chain"][key] for key in CHAIN), strict=True))  # fmt: skip
-            written.append({
-                "turn_id": str(p.turn), "context": context(p), "dialogue_history": list(said),
-                "response": a["reply"], "chain_of_empathy": chain,
-            })  # fmt: skip
-            said.append({"index": len(said), "role": "listener", "utterance": a["reply"]})
-        speaker, thing = turns[0].speaker, turns[0].spoken.thing
-        timbre = throat_of(turns[0].seed[0], speaker).timbre
-        profile = {
-            "age": "young",
-            "gender": "female" if timbre == "high" else "male",
-            "timbre": timbre,
-            "ID": speaker,
+    """The conversations of AvaMERG (docs/data.md section 4)."""
+    conversations: dict[str, list[Plan]] = {}
+    for plan in plans:
+        conversations.setdefault(plan.conversation, []).append(plan)
+    return [_dialogue(number, turns) for number, turns in conversations.items()]
+
+
+def _dialogue(number: str, plans: Sequence[Plan]) -> dict[str, Any]:
+    history: list[dict[str, Any]] = []
+    turns = []
+    for plan in plans:
+        answers = plan.answers
+        history.append({"index": len(history), "role": "speaker", "utterance": plan.spoken.text})
+        chain = [answers["chain"][key] for key in CHAIN]
+        turn = {
+            "turn_id": str(plan.turn),
+            "context": context(plan),
+            "dialogue_history": list(history),
+            "response": answers["reply"],
+            "chain_of_empathy": dict(zip(AVAMERG_CHAIN, chain, strict=True)),
         }
-        listener = {"age": "young", "gender": "female", "timbre": "mid", "ID": 0}
-        dialogues.append({"conversation_id": number, "speaker_profile": profile, "listener_profile": listener,
-                          "topic": thing, "turns": written})  # fmt: skip
-    return dialogues
+        turns.append(turn)
+        history.append({"index": len(history), "role": "listener", "utterance": answers["reply"]})
+    first = plans[0]
+    timbre = throat_of(first.seed[0], first.speaker).timbre
+    speaker = {
+        "age": "young",
+        "gender": "female" if timbre == "high" else "male",
+        "timbre": timbre,
+        "ID": first.speaker,
+    }
+    listener = {"age": "young", "gender": "female", "timbre": "mid", "ID": 0}
+    return {
+        "conversation_id": number,
+        "speaker_profile": speaker,
+        "listener_profile": listener,
+        "topic": first.spoken.thing,
+        "turns": turns,
+    }
 
 
-def context(p: Plan) -> str:
-    return f"The talk is about a {p.spoken.thing}."
+def context(plan: Plan) -> str:
+    """The situation of a dialogue, in words."""
+    return f"The talk is about a {plan.spoken.thing}."
 
 
-def _lines(p: Plan, folder: str) -> list[dict[str, Any]]:
-    """Six lines of a manifest, one a task."""
-    base = {"id": p.name, "video": f"{folder}/{p.name}.mp4", "subtitle": p.spoken.text}
-    a = p.answers
-    given: tuple[tuple[str, dict[str, Any]], ...] = (
-        ("msa", {"label": a["sentiment"]}), ("mer", {"label": a["emotion"]}), ("ov-mer", {"labels": a["labels"]}),
-        ("eri", {"reason": a["reason"]}), ("mir", {"label": a["intent"]}),
-        ("erg", {"chain": a["chain"], "reply": a["reply"]}),
-    )  # fmt: skip
-    return [{**base, "task": task, **values, "meta": p.meta} for task, values in given]
+def _manifest_lines(plan: Plan, folder: str) -> list[dict[str, Any]]:
+    """Six lines of a manifest, one per task (docs/data.md section 8)."""
+    clip = {"id": plan.name, "video": f"{folder}/{plan.name}.mp4", "subtitle": plan.spoken.text}
+    answers = plan.answers
+    by_task: dict[str, dict[str, Any]] = {
+        "msa": {"label": answers["sentiment"]},
+        "mer": {"label": answers["emotion"]},
+        "ov-mer": {"labels": answers["labels"]},
+        "eri": {"reason": answers["reason"]},
+        "mir": {"label": answers["intent"]},
+        "erg": {"chain": answers["chain"], "reply": answers["reply"]},
+    }
+    return [{**clip, "task": task, **values, "meta": plan.meta} for task, values in by_task.items()]
 
 
-def _json(path: Path, value: Any) -> None:
+def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1) + "\n")
 
 
-def _csv(path: Path, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _write_csv(path: Path, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)

@@ -1,6 +1,6 @@
-"""Words that can be heard: the program eSpeak NG says them in the speaker's register, with the emotion's prosody.
+"""Audible words, spoken by the program eSpeak NG in the register of the speaker, with the emotion's prosody.
 
-An option, since another version of the program makes other bytes.
+This is an option, because the bytes depend on the version of the program.
 """
 
 import io
@@ -10,7 +10,7 @@ import wave
 
 import numpy as np
 
-from ...errors import UsageError
+from ...errors import DataError, UsageError
 from ...media.resample import Resampler
 from .voices import PROSODY, RATE, Throat
 
@@ -19,7 +19,7 @@ _VOICES = {"low": "en+m3", "mid": "en+m1", "high": "en+f2"}
 
 
 def check() -> None:
-    """Raises UsageError where the program is missing."""
+    """Raise UsageError if the program is not installed."""
     if shutil.which(_PROGRAM) is None:
         raise UsageError(
             f"speech: the program {_PROGRAM} is not on the PATH; install eSpeak NG (its packages are called "
@@ -28,37 +28,41 @@ def check() -> None:
 
 
 def say(text: str, emotion: str, throat: Throat) -> np.ndarray:
-    """float32 [samples] at 16 kHz. Pitch, rate and loudness are relative to the program's own defaults.
+    """Speak a text.
 
-    Raises ValueError where the program fails.
+    Pitch, rate and loudness of the emotion, relative to neutral, are applied to the program's defaults.
+
+    Returns:
+        float32 [samples] at 16 kHz.
+
+    Raises:
+        DataError: the program fails.
     """
-    here, rest = PROSODY[emotion], PROSODY["neutral"]
+    prosody, neutral = PROSODY[emotion], PROSODY["neutral"]
     options = {
         "-v": _VOICES[throat.timbre],
-        "-p": round(np.clip(50 + 5 * (here.pitch - rest.pitch), 0, 99)),
-        "-s": round(np.clip(175 * here.rate / rest.rate, 80, 450)),
-        "-a": round(np.clip(100 * here.energy / rest.energy, 0, 200)),
+        "-p": round(np.clip(50 + 5 * (prosody.pitch - neutral.pitch), 0, 99)),
+        "-s": round(np.clip(175 * prosody.rate / neutral.rate, 80, 450)),
+        "-a": round(np.clip(100 * prosody.energy / neutral.energy, 0, 200)),
     }
     command = [_PROGRAM, "--stdout", "--stdin", *(str(part) for pair in options.items() for part in pair)]
     done = subprocess.run(command, input=text.encode(), capture_output=True)
     if done.returncode or not done.stdout:
-        raise ValueError(
-            f"{_PROGRAM} failed ({done.returncode}): {done.stderr.decode(errors='replace').strip()}"
-        )
-    with wave.open(
-        io.BytesIO(done.stdout)
-    ) as file:  # a pipe's header cannot know the length: read what is there
-        samples = np.frombuffer(file.readframes(len(done.stdout)), "<i2").astype(np.float32) / 32768
+        message = done.stderr.decode(errors="replace").strip()
+        raise DataError(f"{_PROGRAM} failed ({done.returncode}): {message}")
+    with wave.open(io.BytesIO(done.stdout)) as file:
+        data = file.readframes(len(done.stdout))  # the header of a pipe has no valid length: read everything
+        samples = np.frombuffer(data, "<i2").astype(np.float32) / 32768
         resampler = Resampler(file.getframerate(), RATE)
     count = resampler.length(len(samples))
     if not count:
-        raise ValueError(f"{_PROGRAM} said nothing")
+        raise DataError(f"{_PROGRAM} said nothing")
     low, high = resampler.needs(0, count)
     return resampler.run(np.pad(samples, (-low, max(high - len(samples), 0))), low, 0, count)
 
 
 def over(voice: np.ndarray, words: np.ndarray) -> np.ndarray:
-    """The words over a voice of at least their length: float32, one and a half times as loud as it."""
+    """Mix words into a voice of at least their length, one and a half times as loud as it. Both float32."""
     loudness = np.sqrt(np.mean(voice**2) / max(float(np.mean(words**2)), 1e-12))
     mixed = voice.copy()
     start = (len(voice) - len(words)) // 2
