@@ -15,6 +15,7 @@ import pytest
 from paths import ROOT
 from test_layering import ROOMS
 
+import nanoemox_kernels
 from nanoemox.cli import _parser
 
 TEXT = {".py", ".md", ".cpp", ".h", ".toml", ".yaml", ".yml", ".txt", ".in", ".svg", ""}
@@ -156,6 +157,19 @@ def test_every_room_has_a_row_and_a_box(tree):
         assert name in drawn or name.split(".")[0] in drawn, f"{room} is missing in docs/drawings/draw.py"
 
 
+def unlisted_ops(page: str, names: list[str]) -> list[str]:
+    """Ops of the kernels' public names that the page of the ops does not list."""
+    listed = {
+        name for cell in re.findall(r"^\| \[([^\]]+)\]", page, re.MULTILINE) for name in cell.split(", ")
+    }
+    ops = [name for name in names if name.islower() and name != "status" and not name.startswith("fold_")]
+    return [name for name in ops if name not in listed]
+
+
+def test_every_op_has_a_page(tree):
+    assert unlisted_ops(tree.texts["docs/ops/README.md"], nanoemox_kernels.__all__) == []
+
+
 def _drawings():
     spec = importlib.util.spec_from_file_location("draw", ROOT / "docs" / "drawings" / "draw.py")
     module = importlib.util.module_from_spec(spec)
@@ -287,6 +301,12 @@ def test_a_planted_link_is_seen(link, broken):
 )
 def test_a_planted_path_is_seen(text, unknown):
     assert len(unknown_paths(planted(other=text))) == unknown
+
+
+def test_a_planted_op_is_seen():
+    assert unlisted_ops("| [first, second_](page.md) | x |", ["first", "second_", "Tap", "third"]) == [
+        "third"
+    ]
 
 
 def test_a_planted_option_is_seen():
