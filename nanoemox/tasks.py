@@ -12,8 +12,8 @@ EMOTIONS = ("angry", "disgusted", "fearful", "happy", "neutral", "sad", "surpris
 MINTREC2_INTENTS = (
     "acknowledge", "advise", "agree", "apologise", "arrange", "ask for help", "asking for opinions", "care",
     "comfort", "complain", "confirm", "criticize", "doubt", "emphasize", "explain", "flaunt", "greet",
-    "inform", "introduce", "invite", "joke", "leave", "oppose", "plan", "praise", "prevent", "refuse", "taunt",
-    "thank", "warn",
+    "inform", "introduce", "invite", "joke", "leave", "oppose", "plan", "praise", "prevent", "refuse",
+    "taunt", "thank", "warn",
 )  # fmt: skip
 # Nouns and near forms that data sets use for the same seven emotions.
 _FORMS = {

@@ -13,6 +13,8 @@ import nanoemox
 from nanoemox.errors import MediaError, UsageError
 from nanoemox.media import Limits
 from nanoemox.media.positions import frame_indices, window_starts
+from nanoemox.media.source import Source
+from nanoemox.media.survey import survey
 
 
 def check_frames(path, clip, start=0.0, end=float("inf")):
@@ -143,14 +145,11 @@ def test_channels_are_averaged_in_any_sample_type(codec, format, dtype, scale, t
 
 
 def test_a_part_of_the_sound_is_exact_to_the_sample(tmp_path):
-    from nanoemox.media.reader import Reader
-
     path = write_video(tmp_path / "x.mp4", 50, codec="libx264", rate=25, sound=(48000, "mono", 2.0))
     for step in range(1, 20):
         start, end = step / 25, (step + 30) / 25
-        reader = Reader(str(path), start, end, asdict(Limits()))
-        reader.survey()
-        assert reader.samples == 30 * 1920, (start, end)
+        source = Source(str(path), start, end, asdict(Limits()))
+        assert survey(source).samples == 30 * 1920, (start, end)
 
 
 def test_a_clock_that_restarts(tmp_path):

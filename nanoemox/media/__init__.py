@@ -1,4 +1,4 @@
-"""Any file FFmpeg reads -> a Clip: `read_clip`. The file is decoded in a child process."""
+"""Reads a media file into a Clip. The file is decoded in a child process that can do nothing else."""
 
 from .clip import Clip, Limits
 from .read import read_clip

@@ -1,4 +1,4 @@
-"""A media file opened so that it can reach nothing but itself, and one frame of it as the model wants it."""
+"""Opens a media file so that it can reach no other file, and turns its frames into arrays for the model."""
 
 import struct
 from collections.abc import Iterator
@@ -13,8 +13,8 @@ from ..config import FRAME_SIZE
 
 # Demuxers that open other files or addresses, or devices. Everything else that FFmpeg knows is allowed.
 _REFUSED = {
-    "hls", "concat", "dash", "webm_dash_manifest", "imf", "sdp", "rtsp", "rtp", "rtp_mpegts", "sap", "image2", "lavfi",
-    "alsa", "fbdev", "oss", "video4linux2", "v4l2", "x11grab", "vapoursynth", "avisynth", "tty",
+    "hls", "concat", "dash", "webm_dash_manifest", "imf", "sdp", "rtsp", "rtp", "rtp_mpegts", "sap", "image2",
+    "lavfi", "alsa", "fbdev", "oss", "video4linux2", "v4l2", "x11grab", "vapoursynth", "avisynth", "tty",
 }  # fmt: skip
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"v=0", b"[playlist]", b"<MPD")
 
@@ -24,7 +24,7 @@ class Refused(Exception):
 
 
 class _File:
-    """A file without a name: FFmpeg judges it by its content, and no pattern in a name means anything."""
+    """A file without a name: FFmpeg judges it by its content, and patterns in its name have no meaning."""
 
     def __init__(self, path: str):
         self.file = open(path, "rb", buffering=0)  # noqa: SIM115
@@ -33,7 +33,7 @@ class _File:
 
 @contextmanager
 def open_container(path: str, max_streams: int, format: str | None = None) -> Iterator[Any]:
-    """Raises Refused for a file that is no media, a playlist, or has too many streams."""
+    """The open file. Raises Refused for a playlist, too many streams, and what is not media."""
     allowed = {name for names in av.formats_available for name in names.split(",")} - _REFUSED
     options = {"protocol_whitelist": "file", "format_whitelist": ",".join(sorted(allowed))}
     try:
@@ -61,12 +61,12 @@ def _is_playlist(path: str) -> bool:
 
 
 def pick_stream(container: Any, kind: str) -> tuple[Any | None, str]:
-    """The stream of a kind that FFmpeg thinks best and can decode, or None and why there is none."""
+    """The stream of a kind ("video", "audio") that FFmpeg ranks first, or None and why it is unusable."""
     stream = container.streams.best(kind)
     if stream is None:
         return None, ""
     if kind == "video" and stream.disposition & av.stream.Disposition.attached_pic:
-        return None, ""  # cover art is not a picture of anyone
+        return None, ""  # cover art
     try:
         if stream.codec_context is None:
             raise av.error.DecoderNotFoundError(0, "no decoder")
@@ -80,22 +80,20 @@ def pick_stream(container: Any, kind: str) -> tuple[Any | None, str]:
 
 
 def cut_off_wave(path: str) -> bool:
-    """Whether a WAVE file states more data than it holds; FFmpeg reads such a file without a word."""
+    """Whether a WAVE file states more data than it holds; FFmpeg reads such a file without an error."""
     with open(path, "rb") as file:
         head = file.read(28)
         size = file.seek(0, 2)
     if len(head) < 28 or head[8:12] != b"WAVE":
         return False
     if head[:4] == b"RIFF":
+        # Some writers count the 8 bytes of the header too; a program that writes to a pipe states all ones.
         stated = struct.unpack("<I", head[4:8])[0]
-        return (
-            size < stated < 0x7FFFF000
-        )  # some writers count the 8 bytes of the header too; pipes state all ones
-    return (
-        head[:4] in (b"RF64", b"BW64")
-        and head[12:16] == b"ds64"
-        and size < struct.unpack("<Q", head[20:28])[0]
-    )
+        return size < stated < 0x7FFFF000
+    if head[:4] in (b"RF64", b"BW64") and head[12:16] == b"ds64":
+        stated = struct.unpack("<Q", head[20:28])[0]
+        return size < stated
+    return False
 
 
 def image(frame: Any) -> np.ndarray:
@@ -121,10 +119,10 @@ def _display_matrix(frame: Any) -> bytes | None:
     for _ in range(8):
         try:
             return next((bytes(side) for side in frame.side_data if side.type.name == "DISPLAYMATRIX"), None)
-        except (
-            ValueError
-        ) as error:  # "31 is not a valid Type": PyAV does not know all that FFmpeg attaches, EXIF say
-            frame = _filtered(frame, ("sidedata", f"mode=delete:type={str(error).split()[0]}"))
+        except ValueError as error:
+            # "31 is not a valid Type": FFmpeg attaches types that PyAV does not know, EXIF for one.
+            unknown_type = str(error).split()[0]
+            frame = _filtered(frame, ("sidedata", f"mode=delete:type={unknown_type}"))
     return None
 
 

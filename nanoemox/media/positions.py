@@ -1,4 +1,4 @@
-"""Which frames and which stretches of sound a clip is seen through (architecture section 13)."""
+"""Which frames and which windows of sound are taken of a clip (docs/architecture.md section 13)."""
 
 import math
 from fractions import Fraction
@@ -7,7 +7,7 @@ from ..config import FRAMES, SAMPLE_RATE, WINDOW_SAMPLES, WINDOWS
 
 
 def frame_indices(count: int) -> list[int]:
-    """FRAMES indices into `count` frames: spread evenly, or all of them and the last one repeated."""
+    """FRAMES indices into `count` frames: spread evenly; of fewer frames all, and the last one repeated."""
     used = min(FRAMES, count)
     indices = [i * count // used for i in range(used)]
     return indices + indices[-1:] * (FRAMES - used)
@@ -16,7 +16,8 @@ def frame_indices(count: int) -> list[int]:
 def window_starts(samples: int) -> list[int]:
     """First sample of each window of a 16 kHz signal; windows past its end are zero-padded.
 
-    The span is a double, the rest exact: integers or doubles throughout are a sample off for a quarter of all lengths.
+    The span is a double and what follows is exact. Integers or doubles throughout would be off by one sample
+    for a quarter of all lengths.
     """
     span = Fraction(max(samples / SAMPLE_RATE - WINDOW_SAMPLES / SAMPLE_RATE, 0.0))
     return [math.floor(span / WINDOWS * k * SAMPLE_RATE) for k in range(WINDOWS)]

@@ -1,4 +1,4 @@
-"""Windowed-sinc resampling of any stretch of a signal, without the rest of it (architecture section 13)."""
+"""Windowed-sinc resampling of a part of a signal, from that part alone (docs/architecture.md section 13)."""
 
 import math
 
@@ -8,36 +8,36 @@ _WIDTH, _ROLLOFF = 6, 0.99  # zero crossings and cut-off of torchaudio's default
 
 
 class Resampler:
-    """From `rate` to `new_rate` Hz. Taps are built in float32, like the official ones."""
+    """Resamples from `rate` to `new_rate` Hz. Taps are built in float32, like the official ones."""
 
     def __init__(self, rate: int, new_rate: int):
         common = math.gcd(rate, new_rate)
         self.old, self.new = rate // common, new_rate // common
         cutoff = min(self.old, self.new) * _ROLLOFF
         self.reach = math.ceil(_WIDTH * self.old / cutoff)
-        # Output phase j of a block of `new` sits at j * old / new; taps further than `reach` from it are zero.
+        # Output phase j of a block of `new` is at j * old / new; taps further away than `reach` are zero.
         phase = np.arange(self.new)
         self.first = phase * self.old // self.new - self.reach
         index = self.first[:, None] + np.arange(2 * self.reach + 2)
-        t = (-phase.astype(np.float32) / np.float32(self.new))[:, None] + index.astype(
-            np.float32
-        ) / np.float32(self.old)
+        output_time = phase.astype(np.float32) / np.float32(self.new)
+        input_time = index.astype(np.float32) / np.float32(self.old)
+        t = -output_time[:, None] + input_time
         t = np.clip(t * np.float32(cutoff), -_WIDTH, _WIDTH)
         window = np.cos(t * np.float32(math.pi / _WIDTH / 2)) ** 2
         self.taps = np.sinc(t) * window * np.float32(cutoff / self.old)  # [new, 2 * reach + 2]
 
     def length(self, samples: int) -> int:
-        """Output samples of an input of this many."""
+        """Number of output samples for a number of input samples."""
         return -(-self.new * samples // self.old)
 
     def needs(self, start: int, stop: int) -> tuple[int, int]:
-        """Input range [first, last) that output samples [start, stop) read; it may reach past either end (zeros)."""
+        """Input [low, high) that output [start, stop) reads; beyond the ends of the signal it is zeros."""
         low = start // self.new * self.old + int(self.first[start % self.new])
         high = (stop - 1) // self.new * self.old + int(self.first[(stop - 1) % self.new]) + self.taps.shape[1]
         return low, high
 
     def run(self, samples: np.ndarray, offset: int, start: int, stop: int) -> np.ndarray:
-        """Output samples [start, stop), float32; `samples` begins at input `offset` and covers needs(start, stop)."""
+        """Output [start, stop), float32. `samples` begins at input `offset` and covers needs(start, stop)."""
         out = np.empty(stop - start, np.float32)
         views = np.lib.stride_tricks.sliding_window_view(samples, self.taps.shape[1])
         for low in range(start, stop, 4096):  # bounds the gathered copy
