@@ -1,1 +1,1 @@
-"""Training: batches and schedules. The model imports nothing from here."""
+"""Training: the perception-to-empathy curriculum (docs/training.md)."""

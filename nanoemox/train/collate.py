@@ -1,20 +1,26 @@
-"""Prompts and targets -> one padded batch (architecture section 11)."""
+"""Prompts and targets -> one padded batch (docs/architecture.md section 11)."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-IGNORED = -100
+IGNORED = -100  # label of a position that has no loss
 
 
 def collate(
     pairs: Sequence[tuple[Sequence[int], Sequence[int]]], *, bos: int, eos: int, pad: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(prompt, target) ids -> input_ids, labels, attention_mask, each [B,L].
+    """Pad samples to one batch.
 
-    Rows are [bos] prompt target [eos]; labels are IGNORED on bos, prompt and padding. The mask hides every id equal to
-    `pad`; officially pad is eos, so that the final eos is hidden too while its label counts.
+    Args:
+        pairs: (prompt, target) ids of every sample, without bos and eos.
+        bos, eos, pad: special ids. Officially `pad` is `eos`.
+
+    Returns:
+        input_ids, labels int64 [B,L], attention_mask bool [B,L]. Rows are [bos] prompt target [eos]; labels
+        are IGNORED on bos, prompt and padding. The mask hides every id that equals `pad`, so the final eos is
+        hidden if `pad` is `eos`, although it has a label.
     """
     rows = [[bos, *prompt, *target, eos] for prompt, target in pairs]
     length = max(map(len, rows))

@@ -1,31 +1,32 @@
-"""The YAML of a training run -> one validated record. An unknown key is an error that lists the known ones."""
+"""The YAML of a training run -> one validated record (docs/training.md section 5)."""
 
-import dataclasses
-import math
 import re
-import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from ..config import LoRAConfig
 from ..errors import UsageError
-from .stages import P2E, Joint, Source, Stage
+from .config_values import parse_value
+from .config_values import to_dict as to_dict
+from .stages import P2E, Joint, Stage
 
 SHIPPED = Path(__file__).parent / "configs"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """What is trained. One of `bundle` and `components` must exist to train; `preset` is enough for a dry run.
+    """The model that is trained. Training needs `bundle` or `components`; a dry run needs neither.
 
     Attributes:
         bundle: a bundle folder, or "demo".
-        components: folder of the four base models (CLIP, HuBERT, FaceXFormer, Qwen); a bundle is made of them once.
-        preset: sizes of what is in no file: adapters, taps; and of everything in a dry run without files.
-        adapters: "new" starts the trainable groups from their official initialisation, "keep" from the bundle's values.
-        lora: sizes of the adapters of a bundle that has none.
+        components: folder of the four base models (CLIP, HuBERT, FaceXFormer, Qwen), from which a bundle is
+            made.
+        preset: sizes that no file holds: adapters and taps, and in a dry run without files everything.
+        adapters: the trainable groups start from their official initialisation ("new") or from the values of
+            the bundle ("keep").
+        lora: sizes of the LoRA adapters of a bundle that has none.
     """
 
     bundle: str | None = None
@@ -37,8 +38,15 @@ class ModelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetOptions:
-    """A data set on disk. `root` is relative to the config's `data` folder; `size` serves a dry run without the files;
-    `options` go to the adapter as they are."""
+    """A data set on disk (docs/data.md).
+
+    Attributes:
+        format: a key of nanoemox.data.FORMATS.
+        root: its folder or file, relative to the config's `data` folder.
+        split: its part.
+        size: number of records in a dry run without the files.
+        options: options of the format.
+    """
 
     format: str
     root: str = "."
@@ -49,18 +57,24 @@ class DatasetOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """A whole run.
+    """A whole run (docs/training.md section 5).
 
     Attributes:
-        batch: samples per process and micro-batch; all of one data set.
+        name: of the run.
+        seed: decides initial adapters, draws and dropout.
+        order: p2e, joint or reverse.
+        out: folder of the run.
+        data: folder that the roots of the data sets start from.
+        batch: samples per process and micro-batch, all of one data set.
         accumulate: micro-batches per optimiser step.
-        clip_norm: largest gradient norm, None: no clipping (as the reference).
-        precision: float32, bfloat16 (autocast; frozen weights are held in it) or auto: bfloat16 on CUDA.
-        max_tokens: prompt and answer together; longer samples are replaced.
-        max_bad_share: stop when more than this share of the samples had media that could not be read.
-        checkpoint_every: steps; the end of a stage always has one.
-        keep: resumable checkpoints kept; keep_epochs also keeps the weights of every epoch.
-        cache: folder of encoder features, None: encode every time.
+        clip_norm: largest gradient norm; None: no clipping, as in the reference.
+        precision: float32, bfloat16 (autocast, frozen weights in bfloat16) or auto: bfloat16 on CUDA.
+        max_tokens: of prompt and target together; longer samples are replaced.
+        max_bad_share: stop if more than this share of the samples had media that could not be read.
+        checkpoint_every: steps between checkpoints; the end of a stage always has one.
+        keep: number of resumable checkpoints that are kept.
+        keep_epochs: also keep the weights of every epoch.
+        cache: folder of encoder features; None: encode every time.
         workers: threads that read media ahead of the model.
     """
 
@@ -95,14 +109,9 @@ class TrainConfig:
         for name in ("batch", "accumulate", "checkpoint_every", "keep", "max_tokens", "workers"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name, known in (
-            ("precision", ("auto", "float32", "bfloat16")),
-            ("device", ("auto", "cpu", "cuda")),
-        ):
-            if getattr(self, name) not in known:
-                raise UsageError(f"{name} {getattr(self, name)!r} does not exist: use {', '.join(known)}")
-        if self.model.adapters not in ("new", "keep"):
-            raise UsageError(f"model.adapters {self.model.adapters!r} does not exist: use new, keep")
+        _check_choice("precision", self.precision, "auto", "float32", "bfloat16")
+        _check_choice("device", self.device, "auto", "cpu", "cuda")
+        _check_choice("model.adapters", self.model.adapters, "new", "keep")
         if not 0 <= self.max_bad_share <= 1:
             raise UsageError(f"max_bad_share {self.max_bad_share} is not in [0, 1]")
         if len(self.betas) != 2:
@@ -110,122 +119,76 @@ class TrainConfig:
         for stage in self.stages.values():
             for source in stage.data:
                 if source.set not in self.datasets:
-                    known_sets = ", ".join(self.datasets)
-                    raise UsageError(
-                        f"stage {stage.name}: data set {source.set!r} is not one of {known_sets}"
-                    )
-        if absent := [name for name in P2E if name not in self.stages]:
-            raise UsageError(f"stages: {absent[0]!r} is missing; a curriculum has {', '.join(P2E)}")
+                    known = ", ".join(self.datasets)
+                    raise UsageError(f"stage {stage.name}: data set {source.set!r} is not one of {known}")
+        missing = [name for name in P2E if name not in self.stages]
+        if missing:
+            raise UsageError(f"stages: {missing[0]!r} is missing; a curriculum has {', '.join(P2E)}")
+
+
+def _check_choice(name: str, value: str, *choices: str) -> None:
+    if value not in choices:
+        raise UsageError(f"{name} {value!r} does not exist: use {', '.join(choices)}")
 
 
 def read_config(path: str | Path, **changes: Any) -> TrainConfig:
-    """A YAML file, or the name of a shipped one ("paper", "demo"). `changes` replace top-level keys.
+    """Read a config.
 
-    Raises UsageError naming the file and the key, or the line, that is wrong.
+    Args:
+        path: a YAML file, or the name of a shipped config ("paper", "demo").
+        changes: replace top-level keys, unless they are None.
+
+    Raises:
+        UsageError: the file does not exist, or a key or line is wrong; the message names it.
     """
-    file = Path(path)
-    if not file.is_file() and (SHIPPED / f"{path}.yaml").is_file():
-        file = SHIPPED / f"{path}.yaml"
-    if not file.is_file():
-        shipped = ", ".join(sorted(f.stem for f in SHIPPED.glob("*.yaml")))
-        raise UsageError(f"{path}: no such file; shipped configs are {shipped}")
+    file = _find(path)
     try:
         import yaml
     except ImportError as error:
-        raise UsageError("training needs the extra: pip install 'nanoemox[train]'") from error
+        raise UsageError("training needs an extra: in the checkout, pip install '.[train]'") from error
     try:
         values = yaml.safe_load(file.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise UsageError(
-            f"{file}{where}: not valid YAML ({getattr(error, 'problem', None) or error})"
-        ) from error
+        problem = getattr(error, "problem", None) or error
+        raise UsageError(f"{file}{where}: not valid YAML ({problem})") from error
     if not isinstance(values, dict):
         raise UsageError(f"{file}: must be a mapping of keys")
+    changed = {name: value for name, value in changes.items() if value is not None}
     try:
-        return config_from(values | {name: value for name, value in changes.items() if value is not None})
+        return config_from(values | changed)
     except UsageError as error:
         raise UsageError(f"{file}: {error}") from error
 
 
+def _find(path: str | Path) -> Path:
+    file, shipped = Path(path), SHIPPED / f"{path}.yaml"
+    if file.is_file():
+        return file
+    if shipped.is_file():
+        return shipped
+    names = ", ".join(sorted(config.stem for config in SHIPPED.glob("*.yaml")))
+    raise UsageError(f"{path}: no such file; shipped configs are {names}")
+
+
 def config_from(values: Mapping[str, Any]) -> TrainConfig:
-    """Raises UsageError naming the key that is unknown, missing or of the wrong kind."""
+    """The config of plain values. Raises UsageError for a key that is unknown, missing or of a wrong type."""
     values = dict(values)
     stages = values.get("stages")
-    if isinstance(stages, Mapping):  # a stage's name is its key
-        for name, stage in stages.items():
-            if not re.fullmatch(r"\w[\w.-]*", str(name)):
-                raise UsageError(
-                    f"stages.{name}: a stage's name is a folder's: letters, digits, '-', '_' and '.'"
-                )
-            if isinstance(stage, Mapping) and stage.get("name", str(name)) != str(name):
-                raise UsageError(
-                    f"stages.{name}.name is {stage['name']!r}, must be left out: a stage's name is its key"
-                )
-        values["stages"] = {
-            str(name): {**stage, "name": str(name)} if isinstance(stage, Mapping) else stage
-            for name, stage in stages.items()
-        }
-    return _value(TrainConfig, values, "")
+    if isinstance(stages, Mapping):
+        values["stages"] = {str(name): _named_stage(str(name), stage) for name, stage in stages.items()}
+    return parse_value(TrainConfig, values, "")
 
 
-def to_dict(config: Any) -> Any:
-    """Plain JSON values of a configuration record."""
-    if dataclasses.is_dataclass(config):
-        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
-    if isinstance(config, Mapping):
-        return {name: to_dict(value) for name, value in config.items()}
-    return [to_dict(value) for value in config] if isinstance(config, list | tuple) else config
-
-
-def _record(kind: type, values: Mapping[str, Any], where: str) -> Any:
-    hints = get_type_hints(kind)
-    if unknown := [str(name) for name in values if name not in hints]:
-        raise UsageError(f"unknown key {where}{unknown[0]}; known are {', '.join(sorted(hints))}")
-    for item in dataclasses.fields(kind):
-        if item.name not in values and item.default is item.default_factory is dataclasses.MISSING:
-            raise UsageError(f"{where}{item.name} is missing")
-    return kind(**{name: _value(hints[name], value, f"{where}{name}") for name, value in values.items()})
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    origin, inner = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return value
-    if origin in (Union, types.UnionType):
-        if value is None and type(None) in inner:
-            return None
-        (hint,) = (one for one in inner if one is not type(None))
-        return _value(hint, value, where)
-    if dataclasses.is_dataclass(hint):
-        if hint is Source and isinstance(value, str):
-            value = {"set": value}
-        if not isinstance(value, Mapping):
-            raise UsageError(f"{where} must be a mapping, got {value!r}")
-        return _record(hint, value, f"{where}." if where else "")  # type: ignore[arg-type]
-    if origin is Mapping:
-        if not isinstance(value, Mapping):
-            raise UsageError(f"{where} must be a mapping, got {value!r}")
-        return {str(name): _value(inner[1], one, f"{where}.{name}") for name, one in value.items()}
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise UsageError(f"{where} must be a list, got {value!r}")
-        return tuple(_value(inner[0], one, f"{where}[{i}]") for i, one in enumerate(value))
-    return _scalar(hint, value, where)
-
-
-def _scalar(kind: type, value: Any, where: str) -> Any:
-    if kind is str and isinstance(value, str | int | float) and not isinstance(value, bool):
-        return str(value)
-    if kind is float and isinstance(value, str):  # YAML 1.1 reads 3e-4 as a string
-        try:
-            value = float(value)
-        except ValueError:
-            raise UsageError(f"{where} must be a number, got {value!r}") from None
-    accepted: Any = {float: (int, float), int: int, bool: bool, str: str}[kind]
-    if not isinstance(value, accepted) or (kind is not bool and isinstance(value, bool)):
-        raise UsageError(f"{where} must be {kind.__name__}, got {value!r}")
-    if kind is float and not math.isfinite(value):
-        raise UsageError(f"{where} must be finite, got {value!r}")
-    return kind(value)
+def _named_stage(name: str, stage: Any) -> Any:
+    """The values of a stage with its key as its name."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise UsageError(f"stages.{name}: a stage's name is a folder's: letters, digits, '-', '_' and '.'")
+    if not isinstance(stage, Mapping):
+        return stage
+    if stage.get("name", name) != name:
+        raise UsageError(
+            f"stages.{name}.name is {stage['name']!r}, must be left out: a stage's name is its key"
+        )
+    return {**stage, "name": name}

@@ -1,10 +1,10 @@
-"""From a draw to what the model is given: tokens with their labels, and features or media (architecture section 11)."""
+"""From a draw to the input of the model: tokens, labels and features (docs/architecture.md section 11)."""
 
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,19 +12,26 @@ from .. import prompts
 from ..data.record import Dataset, Sample
 from ..errors import MediaError
 from ..generation.stop import STOP
+from ..media.clip import Clip
 from ..model import NanoEmoX
-from .collate import collate
+from .collate import IGNORED, collate
 from .features import Entry, Features, streams
 from .sampler import Draw
 from .stages import Stage
 
 TRIES = 10
-Reader = Callable[[Sample, str], Any]  # (sample, modality set) -> Clip
+Reader = Callable[[Sample, str], Clip]  # (sample, modality set) -> clip
 
 
 @dataclass
 class Rejected:
-    """A sample that another one replaced. `long`: too many tokens; else its media or annotation cannot be read."""
+    """A sample that was replaced by another one.
+
+    Attributes:
+        dataset, sample: names.
+        reason: what is wrong with it.
+        long: whether it has too many tokens; otherwise its media or annotation cannot be read.
+    """
 
     dataset: str
     sample: str
@@ -33,7 +40,7 @@ class Rejected:
 
 
 class Unusable(MediaError):
-    """Ten samples one after the other that cannot be used."""
+    """TRIES samples in succession that cannot be used."""
 
     def __init__(self, dataset: str, rejected: list[Rejected]):
         last = f"{rejected[-1].sample} ({rejected[-1].reason})"
@@ -45,19 +52,27 @@ class Unusable(MediaError):
 
 @dataclass
 class Example:
-    """One sample that can be used. `media`: what of it has to be encoded still, by stream."""
+    """A sample that can be used.
+
+    Attributes:
+        prompt, target: ids, without bos and eos.
+        features: features from the cache.
+        media: stream -> array that still has to be encoded.
+        keys: stream -> key in the cache.
+        rejected: samples that this one replaces.
+    """
 
     prompt: list[int]
     target: list[int]
     features: Entry
-    media: dict[str, Any]
+    media: dict[str, np.ndarray]
     keys: dict[str, str]
     rejected: list[Rejected] = field(default_factory=list)
 
 
 @dataclass
 class Batch:
-    """ids, labels, mask [B,L]; features name -> [B,T,D]."""
+    """Input of the learner: ids, labels, mask [B,L]; features name -> [B,T,D]."""
 
     modalities: str
     ids: Tensor
@@ -67,12 +82,21 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """Label tokens: the loss is their sum divided by the count over all processes."""
-        return int((self.labels[:, 1:] != -100).sum())
+        """Number of label tokens."""
+        return int((self.labels[:, 1:] != IGNORED).sum())
 
 
 class Samples:
-    """Builds a stage's samples. `fetch` may run in any thread, `batch` runs the encoders."""
+    """Builds the samples of a stage. `fetch` may run in any thread; `batch` runs the encoders.
+
+    Args:
+        stage: the stage.
+        datasets, modalities, indices: of each source, its data set, modality set and used records.
+        model: its tokenizer, templates and token counts are used.
+        features: encoders and cache.
+        reader: reads the media of a sample.
+        max_tokens: of prompt and target together; longer samples are replaced.
+    """
 
     def __init__(
         self,
@@ -83,17 +107,17 @@ class Samples:
         features: Features,
         reader: Reader,
         *,
-        kept: Sequence[Sequence[int]],
+        indices: Sequence[Sequence[int]],
         max_tokens: int = 1024,
     ):
-        """`datasets`, `modalities`, `kept`: of each source, the set, its modality set and the records in use."""
         assert model.tokenizer is not None
-        self.stage, self.datasets, self.modalities, self.kept = stage, datasets, modalities, kept
+        self.stage = stage
+        self.datasets, self.modalities, self.indices = datasets, modalities, indices
         self.tokenizer, self.templates, self.counts = model.tokenizer, model.templates, model.token_counts
         self.features, self.reader, self.max_tokens = features, reader, max_tokens
 
     def tokens(self, sample: Sample, modalities: str) -> tuple[list[int], list[int]]:
-        """(prompt, target) ids, tokenised apart, without bos and eos."""
+        """(prompt, target) ids, tokenised separately, without bos and eos."""
         segments = prompts.build(
             modalities,
             subtitle=sample.subtitle,
@@ -105,48 +129,57 @@ class Samples:
         return prompt, self.tokenizer.encode(sample.answer + STOP)
 
     def fetch(self, draw: Draw) -> Example:
-        """The drawn sample, or a random other one of its set if it is too long or cannot be read.
+        """The drawn sample, or a random other one of its data set if it is too long or cannot be read.
 
-        Raises Unusable after ten tries.
+        Raises Unusable after TRIES samples.
         """
         dataset, modalities = self.datasets[draw.source], self.modalities[draw.source]
-        name = self.stage.data[draw.source].set
+        dataset_name = self.stage.data[draw.source].set
         rng, index = random.Random(draw.seed), draw.index
         rejected: list[Rejected] = []
         for _ in range(TRIES):
-            shown = f"record {index}"
+            name = f"record {index}"
             try:
                 sample = dataset.sample(index, draw.kind, rng)
-                shown = sample.name
+                name = sample.name
                 prompt, target = self.tokens(sample, modalities)
                 if len(prompt) + len(target) <= self.max_tokens:
-                    return Example(prompt, target, *self._media(sample, modalities), rejected)
+                    features, media, keys = self._media(sample, modalities)
+                    return Example(prompt, target, features, media, keys, rejected)
                 length = f"{len(prompt)} + {len(target)} tokens, {self.max_tokens} are allowed"
-                rejected.append(Rejected(name, shown, length, long=True))
-            except (ValueError, OSError) as error:  # MediaError is a ValueError
-                rejected.append(Rejected(name, shown, " ".join(str(error).split())))
-            index = rng.choice(self.kept[draw.source])
-        raise Unusable(name, rejected)
+                rejected.append(Rejected(dataset_name, name, length, long=True))
+            except (
+                ValueError,
+                OSError,
+            ) as error:  # a data set or reader of the caller may raise any ValueError
+                rejected.append(Rejected(dataset_name, name, " ".join(str(error).split())))
+            index = rng.choice(self.indices[draw.source])
+        raise Unusable(dataset_name, rejected)
 
-    def _media(self, sample: Sample, modalities: str) -> tuple[Entry, dict[str, Any], dict[str, str]]:
-        found: Entry = {}
+    def _media(self, sample: Sample, modalities: str) -> tuple[Entry, dict[str, np.ndarray], dict[str, str]]:
+        """Cached features, arrays that are not in the cache, and keys, by stream."""
+        cached: Entry = {}
         keys = {stream: self.features.key(sample, stream) for stream in streams(modalities)}
         missing = []
         for stream, key in keys.items():
-            if (entry := self.features.get(key, stream)) is None:
+            entry = self.features.get(key, stream)
+            if entry is None:
                 missing.append(stream)
             else:
-                found |= entry
+                cached |= entry
         if not missing:
-            return found, {}, keys
+            return cached, {}, keys
         clip = self.reader(sample, modalities)
-        media = {stream: getattr(clip, stream) for stream in missing}
-        if absent := [stream for stream, array in media.items() if array is None]:
-            raise MediaError(f"{sample.name}: no {absent[0]} in its media, which {modalities} needs")
-        return found, media, keys
+        media = {}
+        for stream in missing:
+            array = clip.frames if stream == "frames" else clip.audio
+            if array is None:
+                raise MediaError(f"{sample.name}: no {stream} in its media, which {modalities} needs")
+            media[stream] = array
+        return cached, media, keys
 
     def batch(self, examples: Sequence[Example], source: int) -> Batch:
-        """Encodes what has to be, pads, stacks."""
+        """Encode what is not cached, and stack the examples."""
         features = []
         for example in examples:
             entry = dict(example.features)
@@ -157,7 +190,7 @@ class Samples:
             [(example.prompt, example.target) for example in examples],
             bos=self.tokenizer.bos_id,
             eos=self.tokenizer.eos_id,
-            pad=self.tokenizer.eos_id,  # officially the pad token, so that the last eos is hidden as well
+            pad=self.tokenizer.eos_id,  # as officially: the mask also hides the final eos
         )
         stacked = {name: torch.stack([entry[name] for entry in features]) for name in features[0]}
         return Batch(self.modalities[source], ids, labels, mask, stacked)

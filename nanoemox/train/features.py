@@ -1,9 +1,9 @@
-"""What the frozen encoders make of a clip, computed once and kept in safetensors shards.
+"""Features of the frozen encoders, computed once and stored in shards (docs/training.md section 6).
 
-A key holds the hash of the media's bytes and part, of the encoder's weights and sizes, and the version of the
-preprocessing: whatever changes, the old entry is simply never asked for again. Clips are encoded one by one, so that an
-entry does not depend on the clips beside it. Any number of processes may write: a shard is written whole under a name
-of its own and then renamed.
+The key of an entry is a hash of the media's bytes and part, of the encoder's weights and sizes, and of the
+version of the preprocessing: if one of them changes, the old entry is not used again. Clips are encoded one
+by one, so that an entry does not depend on its batch. Any number of processes may write: a shard is written
+under a temporary name and then renamed.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -25,95 +26,112 @@ from ..errors import MediaError
 from ..model import NanoEmoX
 from ..prompts import MODALITY_SETS
 
-VERSION = "1"  # of the way from a file to features; a change of it makes every entry stale
+VERSION = "1"  # of the preprocessing from a file to features
 _ENCODERS = {"frames": ("vision", "face"), "audio": ("audio",)}
 _NAMES = {"frames": ("visual", "visual_taps", "face"), "audio": ("audio", "audio_taps")}
-Entry = dict[str, Tensor]  # name -> [T,D], on the CPU
+Entry = dict[str, Tensor]  # name -> [T,D], on the CPU, in the dtype of the encoder
 
 
 def streams(modalities: str) -> tuple[str, ...]:
-    """What a modality set needs of the media: "frames", "audio", both or neither."""
-    wanted = set(MODALITY_SETS[modalities].streams)
-    frames, audio = wanted & {"frames", "face", "fusion"}, wanted & {"audio", "fusion"}
-    return tuple(name for name, needed in (("frames", frames), ("audio", audio)) if needed)
+    """What a modality set reads from the media: "frames", "audio", both or neither."""
+    used = set(MODALITY_SETS[modalities].streams)
+    sources = (("frames", {"frames", "face", "fusion"}), ("audio", {"audio", "fusion"}))
+    return tuple(name for name, users in sources if used & users)
 
 
 class Features:
     """Encoder features of samples, from the cache folder where it has them.
 
     Args:
-        model: its encoders are hashed now; they must not change afterwards.
-        folder: of the cache; None keeps nothing.
-        shard: entries written together.
+        model: its encoders are hashed in the constructor, and must not change afterwards.
+        folder: of the cache; None stores nothing.
+        shard: number of entries that are written together.
+
+    Attributes:
+        encoded: number of entries computed.
+        disabled: why nothing more is written, "" otherwise.
     """
 
     def __init__(self, model: NanoEmoX, folder: Path | None, *, shard: int = 64):
         self.model, self.folder, self.shard = model, folder, shard
-        self.encoded = 0  # entries computed
-        self.disabled = ""  # why nothing more is written
+        self.encoded = 0
+        self.disabled = ""
         self._lock = threading.Lock()
-        self._where: dict[str, Path] = {}
-        self._pending: dict[str, Entry] = {}
-        self._known: set[str] = set()
-        self._hashes: dict[tuple, str] = {}
-        self._weights: dict[str, str] = {}
+        self._shard_of: dict[str, Path] = {}  # key -> shard
+        self._pending: dict[str, Entry] = {}  # key -> entry that is not written yet
+        self._known_shards: set[str] = set()
+        self._media_hashes: dict[tuple[str, int, int, int], str] = {}
+        self._weight_hashes: dict[str, str] = {}
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            self._weights = {stream: _weights_hash(model, parts) for stream, parts in _ENCODERS.items()}
+            self._weight_hashes = {stream: _weights_hash(model, parts) for stream, parts in _ENCODERS.items()}
             self.refresh()
 
     def refresh(self) -> None:
-        """Learn of shards that other processes have written since. A shard that cannot be read counts as absent."""
+        """Find shards that other processes have written. A shard that cannot be read counts as absent."""
         if self.folder is None:
             return
         for file in sorted(self.folder.glob("*.safetensors")):
-            if file.name not in self._known:
-                self._known.add(file.name)
-                with contextlib.suppress(SafetensorError, OSError), safe_open(file, "pt") as shard:
-                    found = {name.rpartition("/")[0] for name in shard.keys()}  # noqa: SIM118 (not a dict)
-                    with self._lock:
-                        self._where.update(dict.fromkeys(found, file))
+            if file.name in self._known_shards:
+                continue
+            self._known_shards.add(file.name)
+            with contextlib.suppress(SafetensorError, OSError), safe_open(file, "pt") as shard:
+                keys = {name.rpartition("/")[0] for name in shard.keys()}  # noqa: SIM118 (not a dict)
+                with self._lock:
+                    self._shard_of.update(dict.fromkeys(keys, file))
 
     def key(self, sample: Sample, stream: str) -> str:
-        """Raises MediaError for media that is not there."""
+        """The key of a stream, "frames" or "audio". Raises MediaError if the file does not exist."""
         file = sample.video if stream == "frames" else sample.audio or sample.video
         if file is None:
             raise MediaError(f"{sample.name}: the data set has no file for its {stream}")
         part = f"{self._media_hash(Path(file))}|{sample.start}|{sample.end}"
-        return hashlib.sha256(f"{VERSION}|{stream}|{self._weights.get(stream)}|{part}".encode()).hexdigest()
+        text = f"{VERSION}|{stream}|{self._weight_hashes.get(stream)}|{part}"
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def _media_hash(self, file: Path) -> str:
+        """Hash of the file's bytes; computed again only if inode, size or time of the file has changed."""
         try:
             status = file.stat()
-            known = (str(file), status.st_ino, status.st_size, status.st_mtime_ns)
-            if known not in self._hashes:
-                with open(file, "rb") as f:
-                    self._hashes[known] = hashlib.file_digest(f, "sha256").hexdigest()
+            version = (str(file), status.st_ino, status.st_size, status.st_mtime_ns)
+            if version not in self._media_hashes:
+                with open(file, "rb") as stream:
+                    self._media_hashes[version] = hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as error:
             raise MediaError(f"{file}: {(error.strerror or 'cannot be read').lower()}") from error
-        return self._hashes[known]
+        return self._media_hashes[version]
 
     def get(self, key: str, stream: str) -> Entry | None:
-        """Safe to call from any thread."""
+        """The entry of a key, None if it is not in the cache. May be called from any thread."""
         with self._lock:
-            if (entry := self._pending.get(key)) is not None:
-                return entry
-            file = self._where.get(key)
+            entry = self._pending.get(key)
+            file = self._shard_of.get(key)
+        if entry is not None:
+            return entry
         if file is None:
             return None
         try:
             with safe_open(file, "pt") as shard:
                 return {name: shard.get_tensor(f"{key}/{name}") for name in _NAMES[stream]}
         except (SafetensorError, OSError):
-            return None  # removed or damaged meanwhile: encode again
+            return None  # removed or damaged since: encode again
 
     @torch.no_grad()
-    def encode(self, key: str | None, stream: str, array: object) -> Entry:
-        """One clip's frames [T,3,H,W] or windows [T,S] -> its features, which the cache takes under `key`."""
+    def encode(self, key: str | None, stream: str, array: np.ndarray) -> Entry:
+        """Encode the frames [T,3,H,W] or windows [T,S] of one clip, and put the features into the cache.
+
+        Args:
+            key: key of the entry, None to store nothing.
+            stream: "frames" or "audio".
+            array: frames uint8 or windows float32.
+
+        Returns:
+            visual, visual_taps and face, or audio and audio_taps, each [T,D].
+        """
         batch = torch.as_tensor(array)[None].to(self.model.device)
+        values: tuple[Tensor, ...]
         if stream == "frames":
-            visual, taps = self.model.vision(batch)
-            values = (visual, taps, self.model.face(batch))
+            values = (*self.model.vision(batch), self.model.face(batch))
         else:
             values = self.model.audio(batch)
         entry = {
@@ -128,7 +146,7 @@ class Features:
         return entry
 
     def flush(self) -> None:
-        """Write what is pending. A full disk ends the writing, not the training: `disabled` says so."""
+        """Write the entries that are pending. If that fails, nothing more is written; training goes on."""
         if self.folder is None or not self._pending or self.disabled:
             return
         pending = dict(self._pending)
@@ -137,23 +155,22 @@ class Features:
         temporary, final = self.folder / f".{name}.tmp", self.folder / name
         try:
             shapes = {key: tuple(value.shape) for key, value in tensors.items()}
-            write_safetensors(
-                temporary, shapes, {k: v.dtype for k, v in tensors.items()}, tensors.__getitem__
-            )
+            dtypes = {key: value.dtype for key, value in tensors.items()}
+            write_safetensors(temporary, shapes, dtypes, tensors.__getitem__)
             os.rename(temporary, final)
         except OSError as error:
             temporary.unlink(missing_ok=True)
             self.disabled = f"{self.folder}: no further features are kept ({error.strerror})"
             return
-        self._known.add(name)
+        self._known_shards.add(name)
         with self._lock:
-            self._where.update(dict.fromkeys(pending, final))
+            self._shard_of.update(dict.fromkeys(pending, final))
             for key in pending:
                 del self._pending[key]
 
 
 def _weights_hash(model: NanoEmoX, parts: Iterable[str]) -> str:
-    """Of everything that decides the features but the media: sizes, dtype and every weight."""
+    """Hash of sizes, dtype and every weight of these parts of the model."""
     digest = hashlib.sha256()
     for part in parts:
         module: nn.Module = getattr(model, part)

@@ -1,4 +1,4 @@
-"""The model that training starts from: frozen weights from files, trainable groups new or as the bundle has them."""
+"""The model that training starts from: frozen weights from files, trainable groups new or from the bundle."""
 
 import math
 from collections.abc import Collection
@@ -21,7 +21,7 @@ from ..loading import load
 from ..model import NanoEmoX
 from ..modules.face import FaceHead
 from ..modules.fusion import build_fusion
-from ..modules.language import with_lora
+from ..modules.language import LanguageModel, with_lora
 from ..modules.qformer import build_branch
 from ..weights.checkpoints import Tensors, find_components, read_components
 from ..weights.conversion import beside_adapters, complete, write_tokenizer
@@ -31,7 +31,7 @@ from .stages import ALL, group_of
 
 
 def sizes(options: ModelOptions) -> NanoEmoXConfig:
-    """The model's configuration for a dry run: the bundle's if it is there, else the preset's."""
+    """The configuration of the model for a dry run: that of the bundle if it exists, else of the preset."""
     if options.bundle is not None and (options.bundle == "demo" or Path(options.bundle).is_dir()):
         config = NanoEmoXConfig.from_json(find(options.bundle) / CONFIG)
     else:
@@ -40,13 +40,17 @@ def sizes(options: ModelOptions) -> NanoEmoXConfig:
 
 
 def build_model(options: ModelOptions, made: Path, *, dtype: torch.dtype, seed: int) -> NanoEmoX:
-    """On the CPU, nothing requires a gradient; what is in no trainable group is in `dtype`, the groups in fp32.
+    """Build the model on the CPU, in eval mode; no parameter requires a gradient.
 
     Args:
-        made: where a bundle of the base models is written, or found from an earlier start.
+        options: where the weights come from.
+        made: folder of a bundle made of the base models; it is made if it does not exist.
+        dtype: of the frozen weights. Trainable groups are in fp32.
+        seed: of new adapters.
 
     Raises:
-        CheckpointError, UsageError: no weights to start from, or not in a form that is accepted.
+        UsageError: neither a bundle nor base models are given.
+        CheckpointError: weights are missing or malformed.
     """
     if options.bundle is not None:
         folder = find(options.bundle)
@@ -58,60 +62,62 @@ def build_model(options: ModelOptions, made: Path, *, dtype: torch.dtype, seed: 
         raise UsageError("model: give bundle or components; a preset alone is for --dry-run")
     model = load(folder, fast=False, device="cpu", dtype=dtype)
     if model.config.lora is None:
-        model.language.model = with_lora(model.language.model, options.lora)
+        language = language_of(model)
+        language.model = with_lora(language.model, options.lora)
         model.config = replace(model.config, lora=options.lora)
         if options.adapters == "keep":
             _new_lora(model, seed)
     if options.adapters == "new":
         renew(model, seed)
     else:
-        _widen(model, folder)
+        _to_fp32(model, folder)
     return model.requires_grad_(False).eval()
 
 
 def base_bundle(options: ModelOptions, out: Path) -> Path:
-    """The four base models as a bundle in bfloat16; its adapters are zeros until `renew` gives them values."""
+    """Write the four base models as a bundle in bfloat16; its adapters are zeros until `renew`."""
     paths = find_components(options.components or "", [])
-    found = read_components(paths)
+    base_tensors = read_components(paths)
     config = component_sizes(replace(NanoEmoXConfig.preset(options.preset), lora=options.lora), paths)
-    inferred = infer_config(config, {name: shape for name, (shape, _) in found.items()})
+    inferred = infer_config(config, {name: shape for name, (shape, _) in base_tensors.items()})
     config = replace(inferred, lora=options.lora, fusion=config.fusion, qformer=config.qformer)
     empty = build_empty(config, "the base models' sizes")
-    wanted = shapes(empty, config)
-    tensors: Tensors = beside_adapters(found, config)
-    complete(tensors, wanted)
+    expected = shapes(empty, config)
+    tensors: Tensors = beside_adapters(base_tensors, config)
+    complete(tensors, expected)
     adapters = {target.name for target in targets(empty, config) if group_of(target.parts[0])}
-    have = {name: shape for name, (shape, _) in tensors.items()}
-    audit(have, {name: shape for name, shape in wanted.items() if name not in adapters}, "base models")
+    actual = {name: shape for name, (shape, _) in tensors.items()}
+    audit(actual, {name: shape for name, shape in expected.items() if name not in adapters}, "base models")
     with new_folder(out) as folder:
         write_tokenizer(paths["qwen"], folder)
         check_vocabulary(Tokenizer(folder), config, paths["qwen"])
 
         def produce(name: str) -> Tensor:
-            return torch.zeros(wanted[name]) if name in adapters else tensors[name][1]()
+            return torch.zeros(expected[name]) if name in adapters else tensors[name][1]()
 
-        write_safetensors(folder / WEIGHTS, wanted, torch.bfloat16, produce)
+        write_safetensors(folder / WEIGHTS, expected, torch.bfloat16, produce)
         config.to_json(folder / CONFIG)
-        (folder / CARD).write_text(
-            f"# {config.name}\n\nBase models under one roof; the adapters are untrained.\n"
-        )
+        card = f"# {config.name}\n\nThe base models in one bundle; the adapters are untrained.\n"
+        (folder / CARD).write_text(card)
     return out
 
 
 def renew(model: NanoEmoX, seed: int) -> None:
-    """Official initialisation of every trainable group, in fp32, by the seed (architecture section 9)."""
-    c, width = model.config, model.config.language.hidden_size
-    visual, audio = c.vision.hidden_size, c.audio.hidden_size
+    """Give every trainable group its official initialisation, in fp32 (docs/architecture.md section 9)."""
+    config, width = model.config, model.config.language.hidden_size
+    visual, audio = config.vision.hidden_size, config.audio.hidden_size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model.video_branch = build_branch(c.video_branch, c.qformer, visual, width)
-        model.audio_branch = build_branch(c.audio_branch, c.qformer, audio, width)
-        model.fusion = build_fusion(c.fusion, c.qformer, len(c.vision.taps), audio, visual, width)
-        model.face_head = FaceHead(c.face, width)
+        model.video_branch = build_branch(config.video_branch, config.qformer, visual, width)
+        model.audio_branch = build_branch(config.audio_branch, config.qformer, audio, width)
+        taps = len(config.vision.taps)
+        model.fusion = build_fusion(config.fusion, config.qformer, taps, audio, visual, width)
+        model.face_head = FaceHead(config.face, width)
     _new_lora(model, seed)
 
 
 def _new_lora(model: NanoEmoX, seed: int) -> None:
+    """Initialise LoRA as peft does: A by Kaiming, B with zeros."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
         for name, parameter in model.named_parameters():
@@ -121,8 +127,8 @@ def _new_lora(model: NanoEmoX, seed: int) -> None:
                     nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
 
 
-def _widen(model: NanoEmoX, folder: Path) -> None:
-    """The trainable groups in fp32, as the folder holds them: unrounded, and in memory of their own."""
+def _to_fp32(model: NanoEmoX, folder: Path) -> None:
+    """Make the trainable groups fp32, with the values of the folder, not rounded to the frozen dtype."""
     files = {name: entry.file for name, entry in index(sorted(folder.glob("*.safetensors"))).items()}
     parameters = dict(model.named_parameters())
     for name, key in trainable_names(model).items():
@@ -134,12 +140,17 @@ def _widen(model: NanoEmoX, folder: Path) -> None:
             parameter.data = parameter.data.float().clone()
 
 
+def language_of(model: NanoEmoX) -> LanguageModel:
+    """The language model of a reference model."""
+    assert isinstance(model.language, LanguageModel)
+    return model.language
+
+
 def trainable_names(model: NanoEmoX, groups: Collection[str] = ALL) -> dict[str, str]:
-    """Official name -> parameter of the model, of every tensor in the groups."""
-    out = {}
+    """Official name -> parameter name in the model, of every tensor in the groups."""
+    names = {}
     for target in targets(model, model.config):
         if group_of(target.parts[0]) in groups:
-            (out[target.name],) = (
-                target.parts
-            )  # only Swin's tensors have several parts, and they are in no group
-    return out
+            (parameter,) = target.parts  # only tensors of Swin have several parts, and they are in no group
+            names[target.name] = parameter
+    return names

@@ -1,44 +1,53 @@
-"""The part of the model that training runs and shards: branches, face head, fusion and language model, to one loss."""
+"""The trained part of the model: branches, face head, fusion and language model, and the loss."""
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import UsageError
 from ..model import NanoEmoX
 from ..modules.encoded import Encoded
+from ..modules.face import FaceHead
+from ..modules.language import LanguageModel
 from ..prompts import MODALITY_SETS
+from .collate import IGNORED
+from .initial_model import language_of
 from .stages import group_of
-
-_PARTS = ("video_branch", "audio_branch", "face_head", "fusion", "language")
 
 
 class Learner(nn.Module):
-    """Shares its parts with `model`; the encoders stay outside, so that no wrapper copies or shards them."""
+    """The modules that training runs, and that accelerate wraps or shards.
 
-    video_branch: Any
-    audio_branch: Any
-    face_head: Any
-    fusion: Any
-    language: Any
+    The modules are those of the model itself. The encoders are not among them, so that no wrapper replicates
+    or shards them.
+
+    Args:
+        model: a reference model. Its parameters require a gradient if their group is trained.
+        groups: trainable groups, keys of stages.GROUPS.
+    """
 
     def __init__(self, model: NanoEmoX, groups: Collection[str]):
         super().__init__()
-        for name in _PARTS:
-            self.add_module(name, getattr(model, name))
-        self.model_of = lambda: model  # not a submodule
+        self.video_branch: nn.Module = model.get_submodule("video_branch")
+        self.audio_branch: nn.Module = model.get_submodule("audio_branch")
+        self.face_head: FaceHead = cast(FaceHead, model.face_head)
+        self.fusion: nn.Module = model.get_submodule("fusion")
+        self.language: LanguageModel = language_of(model)
+        self._splice = model.splice  # a method, so that the model does not become a submodule
         self.groups = frozenset(groups)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(group_of(name) in self.groups)
         self.train()
 
     def train(self, mode: bool = True) -> "Learner":
-        """What is frozen is in eval mode, dropout included (architecture section 19, A3)."""
+        """Set training mode; frozen groups stay in eval mode (docs/training.md section 1)."""
         super().train(mode)
-        for part, group in (("video_branch", "video"), ("audio_branch", "audio"), ("fusion", "fusion")):
-            getattr(self, part).train(mode and group in self.groups)
+        self.video_branch.train(mode and "video" in self.groups)
+        self.audio_branch.train(mode and "audio" in self.groups)
+        self.fusion.train(mode and "fusion" in self.groups)
         self.face_head.project.train(mode and "face_proj" in self.groups)
         self.face_head.attn.train(mode and "face_attention" in self.groups)
         for name, module in self.language.named_modules():
@@ -49,44 +58,52 @@ class Learner(nn.Module):
     def forward(
         self, features: dict[str, Tensor], ids: Tensor, labels: Tensor, mask: Tensor, modalities: str
     ) -> Tensor:
-        """features name -> [B,T,D], ids, labels, mask [B,L] -> cross-entropy summed over the label tokens, fp32.
+        """Cross-entropy, summed over the label tokens (docs/architecture.md section 11).
 
-        Only the branches that the modality set shows are run, and only the rows that a label asks for are projected
+        Only the branches that the modality set uses are run, and only positions with a label are projected
         onto the vocabulary.
+
+        Args:
+            features: name -> [B,T,D], as `Features.encode` names them.
+            ids, labels, mask: [B,L], as `collate` returns them.
+            modalities: a key of MODALITY_SETS.
+
+        Returns:
+            Scalar, fp32.
         """
-        shown, out = set(MODALITY_SETS[modalities].streams), Encoded()
-        if "frames" in shown:
-            out.visual = self.video_branch(features["visual"])
-        if "face" in shown:
-            out.face, _ = self.face_head(features["face"])
-        if "audio" in shown:
-            out.speech = self.audio_branch(features["audio"])
-        if "fusion" in shown:
-            out.fusion, _ = self.fusion(
-                *(features[name] for name in ("audio", "audio_taps", "visual", "visual_taps"))
-            )
-        embeds = self.model_of().splice(ids, out)
-        base: Any = self.language.base
+        streams, encoded = set(MODALITY_SETS[modalities].streams), Encoded()
+        if "frames" in streams:
+            encoded.visual = self.video_branch(features["visual"])
+        if "face" in streams:
+            encoded.face, _ = self.face_head(features["face"])
+        if "audio" in streams:
+            encoded.speech = self.audio_branch(features["audio"])
+        if "fusion" in streams:
+            inputs = [features[name] for name in ("audio", "audio_taps", "visual", "visual_taps")]
+            encoded.fusion, _ = self.fusion(*inputs)
+        embeds = self._splice(ids, encoded)
+        base: Any = self.language.base  # of Hugging Face or peft
         hidden = base.model(inputs_embeds=embeds, attention_mask=mask, use_cache=False).last_hidden_state
-        wanted = labels[:, 1:]
-        chosen = wanted != -100
-        logits = base.lm_head(hidden[:, :-1][chosen])
-        return F.cross_entropy(logits.float(), wanted[chosen], reduction="sum")
+        targets = labels[:, 1:]
+        has_label = targets != IGNORED
+        logits = base.lm_head(hidden[:, :-1][has_label])
+        return F.cross_entropy(logits.float(), targets[has_label], reduction="sum")
 
     def checkpoint_gradients(self) -> None:
-        """Keep no activations inside the language model's layers; they are computed again in the backward pass."""
-        base = self.language.base
+        """Recompute the activations inside the layers of the language model in the backward pass."""
+        base: Any = self.language.base
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        # transformers makes the embeddings of a model with adapters require gradients, which re-entrant checkpoints
-        # need; here they are written into, and what needs a gradient is what is written.
+        # transformers makes the embeddings of a model with adapters require a gradient, for re-entrant
+        # checkpoints. Here tokens of the streams are written into the embeddings, which that would forbid.
         if hasattr(base, "_require_grads_hook"):
             base.disable_input_require_grads()
 
 
 def use_liger(model: NanoEmoX) -> None:
-    """Liger's norm, rotary and SwiGLU kernels in the language model. Raises UsageError where they are not there."""
-    from ..errors import UsageError
+    """Use Liger's norm, rotary and SwiGLU kernels in the language model.
 
+    Raises UsageError without CUDA, or if liger-kernel is not installed.
+    """
     if not torch.cuda.is_available():
         raise UsageError("liger: true needs a CUDA device")
     try:
@@ -95,6 +112,10 @@ def use_liger(model: NanoEmoX) -> None:
         raise UsageError("liger: true needs the package liger-kernel: pip install liger-kernel") from error
     apply = {"qwen2": apply_liger_kernel_to_qwen2, "llama": apply_liger_kernel_to_llama}
     apply[model.config.language.model_type](
-        rope=True, rms_norm=True, swiglu=True, cross_entropy=False, fused_linear_cross_entropy=False,
-        model=model.language.base,
-    )  # fmt: skip
+        rope=True,
+        rms_norm=True,
+        swiglu=True,
+        cross_entropy=False,
+        fused_linear_cross_entropy=False,
+        model=language_of(model).base,
+    )

@@ -1,4 +1,4 @@
-"""Pictures of a stage: loss, learning rate and the realised mixture beside the intended one."""
+"""Plots of a stage: loss, learning rate, and the drawn mixture beside the intended one."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,10 +8,14 @@ from .log import rows
 
 
 def draw_curves(folder: Path, cells: Mapping[tuple[str, str], float]) -> Path | None:
-    """folder/curves.png from log.jsonl and the newest checkpoint; None where there is no matplotlib or no step.
+    """Plot log.jsonl and the newest checkpoint of a stage into curves.png.
 
     Args:
+        folder: of the stage.
         cells: (data set, task) -> intended share of the samples.
+
+    Returns:
+        The file, or None if matplotlib is not installed or no step is logged.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -21,8 +25,8 @@ def draw_curves(folder: Path, cells: Mapping[tuple[str, str], float]) -> Path | 
     steps = list(rows(folder / "log.jsonl"))
     if not steps:
         return None
-    found = latest(folder)
-    counts = {(name, task): n for name, task, n in found.state["sampler"]["counts"]} if found else {}
+    newest = latest(folder)
+    counts = {(name, task): n for name, task, n in newest.state["sampler"]["counts"]} if newest else {}
     total = sum(counts.values()) or 1
     figure = Figure(figsize=(13, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -36,10 +40,10 @@ def draw_curves(folder: Path, cells: Mapping[tuple[str, str], float]) -> Path | 
     middle.set(title="learning rate", xlabel="step")
     names = list(cells)
     places = range(len(names))
-    right.barh([p + 0.2 for p in places], [100 * cells[name] for name in names], 0.4, label="intended")
-    right.barh(
-        [p - 0.2 for p in places], [100 * counts.get(name, 0) / total for name in names], 0.4, label="drawn"
-    )
+    intended = [100 * cells[name] for name in names]
+    drawn = [100 * counts.get(name, 0) / total for name in names]
+    right.barh([place + 0.2 for place in places], intended, 0.4, label="intended")
+    right.barh([place - 0.2 for place in places], drawn, 0.4, label="drawn")
     right.set_yticks(list(places), [f"{name} / {task}" for name, task in names], fontsize=7)
     right.set(title="samples, percent")
     right.legend(fontsize=7)
@@ -49,8 +53,9 @@ def draw_curves(folder: Path, cells: Mapping[tuple[str, str], float]) -> Path | 
 
 
 def _smooth(values: list[float], weight: float = 0.95) -> list[float]:
-    out, mean = [], values[0]
+    """Exponential moving average."""
+    averages, mean = [], values[0]
     for value in values:
         mean = weight * mean + (1 - weight) * value
-        out.append(mean)
-    return out
+        averages.append(mean)
+    return averages

@@ -1,57 +1,45 @@
-"""A whole run: the stages of an order one after the other, each from the checkpoints of others; then a bundle.
+"""A whole run: the stages of an order one after the other, then a bundle (docs/training.md sections 4 and 7).
 
 OUT/config.json  OUT/STAGE/{log.jsonl, skipped.jsonl, mixture.json, checkpoint-*, curves.png}  OUT/bundle/
 """
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..bundle.folder import CARD
 from ..data.record import Dataset
-from ..errors import CheckpointError, UsageError
+from ..errors import TrainingError, UsageError
 from ..model import NanoEmoX
-from . import checkpoint, optimizer
+from . import checkpoint
 from .config import TrainConfig, to_dict
 from .examples import Reader
 from .features import Features
-from .initial_model import build_model, trainable_names
+from .initial_model import build_model, language_of, trainable_names
 from .learner import use_liger
 from .log import write_json
-from .loop import Job, StageRun, Stop
+from .loop import Job, StageRun
 from .report import draw_curves
 from .sampler import Mixture, Records
+from .signals import Stop
 from .stages import Plan, Stage, joint_stage, plan
+from .starting_values import assign, identity, starting_values
 
-# Keys that a resumed run may change: they decide where and how fast, not what comes out.
-_FREE: tuple[str, ...] = (
-    "name",
-    "order",
-    "out",
-    "data",
-    "datasets",
-    "stages",
-    "joint",
-    "device",
-    "keep",
-    "keep_epochs",
-)
-_FREE += ("checkpoint_every", "cache", "workers", "max_bad_share", "gradient_checkpointing", "liger", "fsdp")
+if TYPE_CHECKING:
+    from accelerate import Accelerator, FullyShardedDataParallelPlugin
 
 
 def the_plan(config: TrainConfig, datasets: Mapping[str, Records]) -> Plan:
-    """Stages of the config's order, `joint` built from the others. Raises UsageError."""
+    """The stages of the config's order; the stage of `joint` is built from the others. Raises UsageError."""
     stages: dict[str, Stage] = dict(config.stages)
     if config.order == "joint":
         shares: dict[str, dict[str, float]] = {}
         if config.joint.variant == "all_data":
-            shares = {
-                name: Mixture(stage, datasets, config.seed).by_set() for name, stage in config.stages.items()
-            }
+            for name, stage in config.stages.items():
+                shares[name] = Mixture(stage, datasets, config.seed).by_set()
         stages["joint"] = joint_stage(config.stages, config.joint, shares)
     return plan(config.order, stages)
 
@@ -64,192 +52,191 @@ def train(
     stage: str | None = None,
     resume: bool = False,
 ) -> Path:
-    """Train; returns the bundle, or the stage's last checkpoint where the order's last stage was not among the trained.
+    """Train the stages of the config's order.
 
     Args:
-        datasets: by the names that the config's stages use.
+        config: the run.
+        datasets: data sets by the names that the stages use.
         reader: (sample, modality set) -> Clip.
-        stage: only this one; those that it starts from must be finished.
-        resume: go on from what `config.out` holds.
+        stage: train this stage alone; the stages that it starts from must be finished.
+        resume: go on with the run in `config.out`.
+
+    Returns:
+        The bundle; if the last stage of the order was not trained, the last checkpoint.
 
     Raises:
-        UsageError: an option or a combination that does not exist; `out` holds a run and `resume` is not asked for.
-        CheckpointError: no weights to start from; a checkpoint that is damaged or of another configuration.
-        MediaError: too many samples that cannot be read.
-        ValueError: no room for a checkpoint, a loss that is not finite.
+        UsageError: an option or a combination does not exist, or `out` holds a run and `resume` is False.
+        CheckpointError: weights are missing, or a checkpoint is damaged or of another configuration.
+        MediaError: too many samples cannot be read.
+        TrainingError: a folder cannot be written, or the loss is not finite.
         Interrupted: by a signal, with a checkpoint written.
     """
-    steps = the_plan(config, datasets)
-    chosen = [one for one in steps.stages if stage in (None, one.name)]
-    if not chosen:
-        raise UsageError(
-            f"stage {stage!r} is not in order {config.order}: it has {', '.join(steps.order.stages)}"
-        )
-    for one in chosen:
-        Mixture(one, datasets, config.seed)  # its complaints, before anything is loaded
-    out = Path(config.out)
-    accelerator = _accelerator(config, chosen)
+    run_plan = the_plan(config, datasets)
+    stages = [candidate for candidate in run_plan.stages if stage in (None, candidate.name)]
+    if not stages:
+        names = ", ".join(run_plan.order.stages)
+        raise UsageError(f"stage {stage!r} is not in order {config.order}: it has {names}")
+    for candidate in stages:
+        Mixture(candidate, datasets, config.seed)  # raises its errors before anything is loaded
+    accelerator = _accelerator(config, stages)
     if accelerator.is_main_process:
-        _claim(out, config, [one.name for one in chosen], resume)
+        _claim(Path(config.out), [candidate.name for candidate in stages], resume)
     accelerator.wait_for_everyone()
-    precision = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
-
-    def built() -> NanoEmoX:
-        with accelerator.main_process_first():
-            made = build_model(config.model, out / "base", dtype=precision, seed=config.seed).to(
-                accelerator.device
-            )
-        if config.liger:
-            use_liger(made)
-        return made
-
     with Stop() as stop:
-        model = built()
-        fresh = {
-            name: model.get_parameter(key).detach().cpu().clone()
-            for name, key in trainable_names(model).items()
-        }
-        if (plugin := getattr(accelerator.state, "fsdp_plugin", None)) is not None:
-            plugin.transformer_cls_names_to_wrap = [type(model.language.base.model.layers[0]).__name__]
-        features = Features(model, Path(config.cache) if config.cache else None)
-        job = Job(config, accelerator, model, features, datasets, reader, stop)
-        identity = _identity(config, model, config.batch * accelerator.num_processes)
-        written = out
-        for one in chosen:
-            folder = out / one.name
-            if accelerator.is_main_process:
-                checkpoint.sweep(folder)
-            accelerator.wait_for_everyone()
-            found = checkpoint.latest(folder)
-            sets = {
-                source.set: config.datasets[source.set]
-                for source in one.data
-                if source.set in config.datasets
-            }
-            read = {
-                name: {"format": of.format, "split": of.split, "options": to_dict(of.options)}
-                for name, of in sets.items()
-            }
-            mine = {
-                **identity,
-                "stage": to_dict(one),
-                "starts": list(steps.starts[one.name]),
-                "datasets": read,
-            }
-            if found is not None:
-                checkpoint.check_config(found, mine)
-                if found.state["done"]:
-                    written = found.folder
-                    continue
-            starts = _starting_values(out, steps, one.name)  # complains before a model is touched
-            if accelerator.is_main_process:
-                _write_config(out, config)  # of what is trained here, so not before it is known to go on
-            if config.fsdp and written != out:  # the one before is in shards
-                job.model = features.model = model = built()
-            _assign(model, fresh | starts)
-            written = StageRun(job, one, folder, mine).run()
-            if accelerator.is_main_process:
-                draw_curves(folder, Mixture(one, datasets, config.seed).cells())
-        if features.disabled and accelerator.is_main_process:
-            print(f"nanoemox: {features.disabled}", file=sys.stderr)
-        if chosen[-1] is steps.stages[-1] and accelerator.is_main_process:
-            if config.fsdp:
-                model = build_model(config.model, out / "base", dtype=precision, seed=config.seed)
-            last = checkpoint.latest(out / chosen[-1].name)
-            assert last is not None
-            _assign(model, fresh | _starting_values(out, steps, chosen[-1].name) | last.weights())
-            written = _bundle(model, out, steps)
+        run = _Run(config, run_plan, datasets, reader, accelerator, stop)
+        written = run.out
+        for candidate in stages:
+            written = run.train_stage(candidate)
+        run.report_disabled_cache()
+        if stages[-1] is run_plan.stages[-1] and accelerator.is_main_process:
+            written = run.write_bundle()
         accelerator.wait_for_everyone()
         accelerator.end_training()
     return written
 
 
-def _accelerator(config: TrainConfig, stages: list[Stage]) -> Any:
+class _Run:
+    """The model of a run, and what its stages share.
+
+    Attributes:
+        out: folder of the run.
+        model: the model; under FSDP each stage gets a new one, since training shards it.
+        initial: official name -> value of every trainable tensor before training.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        run_plan: Plan,
+        datasets: Mapping[str, Dataset],
+        reader: Reader,
+        accelerator: "Accelerator",
+        stop: Stop,
+    ):
+        self.config, self.plan, self.datasets, self.accelerator = config, run_plan, datasets, accelerator
+        self.out = Path(config.out)
+        self.dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+        self.model = self._build()
+        self.initial = {
+            name: self.model.get_parameter(key).detach().cpu().clone()
+            for name, key in trainable_names(self.model).items()
+        }
+        plugin = getattr(accelerator.state, "fsdp_plugin", None)
+        if plugin is not None:
+            layer = language_of(self.model).base.model.layers[0]
+            plugin.transformer_cls_names_to_wrap = [type(layer).__name__]
+        self.features = Features(self.model, Path(config.cache) if config.cache else None)
+        self.job = Job(config, accelerator, self.model, self.features, datasets, reader, stop)
+        self.is_sharded = False
+
+    def _build(self) -> NanoEmoX:
+        with self.accelerator.main_process_first():
+            model = self._build_on_cpu().to(self.accelerator.device)
+        if self.config.liger:
+            use_liger(model)
+        return model
+
+    def _build_on_cpu(self) -> NanoEmoX:
+        return build_model(self.config.model, self.out / "base", dtype=self.dtype, seed=self.config.seed)
+
+    def train_stage(self, stage: Stage) -> Path:
+        """Train a stage unless it is finished. Returns its last checkpoint."""
+        folder = self.out / stage.name
+        if self.accelerator.is_main_process:
+            checkpoint.sweep(folder)
+        self.accelerator.wait_for_everyone()
+        batch = self.config.batch * self.accelerator.num_processes
+        stage_identity = identity(self.config, self.model, self.plan, stage, batch=batch)
+        newest = checkpoint.latest(folder)
+        if newest is not None:
+            checkpoint.check_config(newest, stage_identity)
+            if newest.state["done"]:
+                return newest.folder
+        values = starting_values(
+            self.out, self.plan, stage.name
+        )  # raises its errors before the model changes
+        if self.accelerator.is_main_process:
+            self._write_config()
+        if self.is_sharded:
+            self.job.model = self.features.model = self.model = self._build()
+        self.is_sharded = self.config.fsdp
+        assign(self.model, self.initial | values)
+        written = StageRun(self.job, stage, folder, stage_identity).run()
+        if self.accelerator.is_main_process:
+            draw_curves(folder, Mixture(stage, self.datasets, self.config.seed).cells())
+        return written
+
+    def _write_config(self) -> None:
+        try:
+            write_json(self.out / "config.json", to_dict(self.config))
+        except OSError as error:
+            raise TrainingError(f"{self.out}: cannot be written ({error.strerror})") from error
+
+    def report_disabled_cache(self) -> None:
+        """Say on stderr why features are no longer stored, if they are not."""
+        if self.features.disabled and self.accelerator.is_main_process:
+            print(f"nanoemox: {self.features.disabled}", file=sys.stderr)
+
+    def write_bundle(self) -> Path:
+        """Write the model of the last stage as a bundle with a model card. Returns its folder."""
+        model, last_stage = self.model, self.plan.stages[-1].name
+        if self.config.fsdp:
+            model = self._build_on_cpu()
+        newest = checkpoint.latest(self.out / last_stage)
+        assert newest is not None
+        starts = starting_values(self.out, self.plan, last_stage)
+        assign(model, self.initial | starts | newest.weights())
+        model.source = None
+        bundle = self.out / "bundle"
+        model.requires_grad_(False).save(bundle)
+        (bundle / CARD).write_text(_card(model.config.name, self.plan))
+        return bundle
+
+
+def _card(name: str, run_plan: Plan) -> str:
+    """The model card of a trained bundle."""
+    lines = [f"# {name}", "", f"Trained by nanoemox in order {run_plan.order.name}.", ""]
+    lines += ["| stage | steps | data | trained |", "|---|---:|---|---|"]
+    for stage in run_plan.stages:
+        sets = ", ".join(source.set for source in stage.data)
+        lines.append(f"| {stage.name} | {stage.total} | {sets} | {', '.join(stage.train)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _accelerator(config: TrainConfig, stages: list[Stage]) -> "Accelerator":
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("device 'cuda' is not available here: use auto or cpu")
     on_cpu = config.device == "cpu" or not torch.cuda.is_available()
-    low = config.precision == "bfloat16" or (config.precision == "auto" and not on_cpu)
-    mixed = any(source.modalities for stage in stages for source in stage.data)
+    use_bf16 = config.precision == "bfloat16" or (config.precision == "auto" and not on_cpu)
+    # Where the modality set varies between batches, some branches have no gradient in a step.
+    varying_sets = any(source.modalities for stage in stages for source in stage.data)
     return Accelerator(
         cpu=on_cpu,
-        mixed_precision="bf16" if low else "no",
+        mixed_precision="bf16" if use_bf16 else "no",
         fsdp_plugin=sharding() if config.fsdp else None,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=mixed)],
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=varying_sets)],
     )
 
 
-def sharding() -> Any:
-    """How accelerate shards a model: each layer of the language model, and the rest as one."""
+def sharding() -> "FullyShardedDataParallelPlugin":
+    """How accelerate shards a model: each layer of the language model, and the rest as one unit."""
     from accelerate import FullyShardedDataParallelPlugin
 
     return FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
 
 
-def _claim(out: Path, config: TrainConfig, stages: list[str], resume: bool) -> None:
-    """`out` is new, or of this run and to be gone on with."""
-    if not resume and (taken := [name for name in stages if (out / name).exists()]):
+def _claim(out: Path, stages: list[str], resume: bool) -> None:
+    """Create the folder of the run, or check that it can be resumed."""
+    existing = [name for name in stages if (out / name).exists()]
+    if existing and not resume:
         raise UsageError(
-            f"{out}: holds stage {taken[0]} already; add --resume to go on, or choose another --out"
+            f"{out}: holds stage {existing[0]} already; add --resume to go on, or choose another --out"
         )
     if resume and not out.is_dir():
         raise UsageError(f"{out}: no such folder, so there is nothing to resume; leave out --resume")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"{out}: cannot be written ({error.strerror})") from error
-
-
-def _write_config(out: Path, config: TrainConfig) -> None:
-    try:
-        write_json(out / "config.json", to_dict(config))
-    except OSError as error:
-        raise ValueError(f"{out}: cannot be written ({error.strerror})") from error
-
-
-def _identity(config: TrainConfig, model: NanoEmoX, batch: int) -> dict[str, Any]:
-    """What a checkpoint must agree with: sizes, and every key that changes what comes out."""
-    keys = {name: value for name, value in to_dict(config).items() if name not in _FREE}
-    keys["model"] = {"adapters": config.model.adapters}
-    return {"sizes": json.loads(json.dumps(model.config.to_dict())), **keys, "batch": batch}
-
-
-def _starting_values(out: Path, steps: Plan, stage: str) -> dict[str, torch.Tensor]:
-    """Tensors that the stage starts from, of stages of this run or of checkpoint folders, later ones winning."""
-    values: dict[str, torch.Tensor] = {}
-    names = {one.name for one in steps.stages}
-    for start in steps.starts[stage]:
-        if start in names:
-            found = checkpoint.latest(out / start)
-            if found is None or not found.state["done"]:
-                raise CheckpointError(
-                    f"{out / start}: stage {stage} starts from {start}, which is not finished there"
-                )
-        else:
-            found = checkpoint.read(Path(start))
-        values |= found.weights()
-    return values
-
-
-def _assign(model: NanoEmoX, values: Mapping[str, torch.Tensor]) -> None:
-    """Raises CheckpointError for tensors that the model does not have, or has in another shape."""
-    parameters = {name: model.get_parameter(key) for name, key in trainable_names(model).items()}
-    for name, value in values.items():
-        if name not in parameters or parameters[name].shape != value.shape:
-            raise CheckpointError(
-                f"the starting checkpoint's {name} {list(value.shape)} does not fit the model"
-            )
-    optimizer.assign(parameters, values)
-
-
-def _bundle(model: NanoEmoX, out: Path, steps: Plan) -> Path:
-    card = [f"# {model.config.name}", "", f"Trained by nanoemox in order {steps.order.name}.", ""]
-    card += ["| stage | steps | data | trained |", "|---|---:|---|---|"]
-    for one in steps.stages:
-        sets = ", ".join(source.set for source in one.data)
-        card.append(f"| {one.name} | {one.total} | {sets} | {', '.join(one.train)} |")
-    model.source = None
-    model.requires_grad_(False).save(out / "bundle")
-    (out / "bundle" / CARD).write_text("\n".join(card) + "\n")
-    return out / "bundle"
+        raise TrainingError(f"{out}: cannot be written ({error.strerror})") from error

@@ -1,57 +1,65 @@
-"""Which samples a batch is made of: a data set per batch, an answer type within it per sample (tasks.md 6.3).
+"""The samples of a batch: a data set per batch, an answer type per sample (docs/training.md section 3).
 
-The draw of a batch depends on the seed, its number and how often each data set was drawn before, and on nothing else;
-that is also all that a checkpoint must hold of it.
+A draw depends on the seed, the number of the batch and the number of earlier draws from each data set alone;
+a checkpoint stores these numbers.
 """
 
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from ..errors import UsageError
 from .stages import Source, Stage
 
-# Percent of the batches, or of the samples of a batch, by data set and answer type: tasks.md 6.3. "natural" is in
-# proportion to size; "weights" takes the sources' own, and sizes where there are none.
-_CELLS = {
-    "dataset_exact": (27.5, 27.5, 5, 2, 3, 17.5, 17.5),
-    "task_exact": (26, 28, 5, 2, 3, 18, 18),
+# Data set and answer type -> percent of the samples in the profiles dataset_exact and task_exact.
+_PUBLISHED = {
+    ("MERCaptionPlus", "description"): (27.5, 26),
+    ("MERCaptionPlus", "ovlabel"): (27.5, 28),
+    ("MERRFine", "description"): (5, 5),
+    ("MIntRec", "intent_recognition"): (2, 2),
+    ("MIntRec2", "intent_recognition"): (3, 3),
+    ("AvaMERG", "empathic_response_with_coe"): (17.5, 18),
+    ("AvaMERG", "emotion_recognition"): (17.5, 18),
 }
-_PLACES = (
-    ("MERCaptionPlus", "description"),
-    ("MERCaptionPlus", "ovlabel"),
-    ("MERRFine", "description"),
-    ("MIntRec", "intent_recognition"),
-    ("MIntRec2", "intent_recognition"),
-    ("AvaMERG", "empathic_response_with_coe"),
-    ("AvaMERG", "emotion_recognition"),
-)
-PROFILES = ("weights", "natural", *_CELLS)
+_PUBLISHED_PROFILES = ("dataset_exact", "task_exact")
+PROFILES = ("weights", "natural", *_PUBLISHED_PROFILES)
 
 
 class Records(Protocol):
-    """What the sampler asks of a data set."""
+    """What the sampler needs of a data set."""
 
     @property
-    def kinds(self) -> tuple[str, ...]: ...
-    def __len__(self) -> int: ...
-    def task_of(self, kind: str) -> str: ...
+    def kinds(self) -> tuple[str, ...]:
+        """The answer types."""
+
+    def __len__(self) -> int:
+        """Number of records."""
+
+    def task_of(self, kind: str) -> str:
+        """The task of an answer type."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One sample to be built. `seed` decides its question's wording and what replaces it if it cannot be used."""
+    """One sample to be built.
 
-    source: int  # number of the source within the stage
+    Attributes:
+        source: number of the source within the stage.
+        index: number of the record.
+        kind: answer type.
+        seed: decides the wording of the question, and the replacements if the sample cannot be used.
+    """
+
+    source: int
     index: int
     kind: str
     seed: int
 
 
 def _profiled(stage: Stage) -> tuple[Source, ...]:
-    """The stage's sources with the weights and answer types of its profile."""
+    """The sources of a stage with the weights and answer types of its profile."""
     if stage.profile not in PROFILES:
         raise UsageError(
             f"stage {stage.name}: profile {stage.profile!r} does not exist; known are {', '.join(PROFILES)}"
@@ -60,9 +68,10 @@ def _profiled(stage: Stage) -> tuple[Source, ...]:
         return stage.data
     if stage.profile == "natural":
         return tuple(replace(source, weight=None) for source in stage.data)
+    column = _PUBLISHED_PROFILES.index(stage.profile)
     table: dict[str, dict[str, float]] = {}
-    for (name, kind), share in zip(_PLACES, _CELLS[stage.profile], strict=True):
-        table.setdefault(name, {})[kind] = share
+    for (name, kind), percents in _PUBLISHED.items():
+        table.setdefault(name, {})[kind] = percents[column]
     if {source.set for source in stage.data} != set(table):
         raise UsageError(
             f"stage {stage.name}: profile {stage.profile} is for the data sets {', '.join(table)}"
@@ -74,64 +83,84 @@ def _profiled(stage: Stage) -> tuple[Source, ...]:
 
 
 class Mixture:
-    """A stage's data sets with their shares: p[source], q[source][kind], and the records that are used."""
+    """The data sets of a stage with their shares.
+
+    Attributes:
+        sources: the sources of the stage, with the weights of its profile.
+        records: the data set of each source.
+        indices: the records of each source that are used.
+        kinds: for each source, answer type -> share of its samples.
+        shares: share of the batches of each source.
+
+    Raises:
+        UsageError: a data set is missing or empty, or a profile, ratio, weight or answer type is wrong.
+    """
 
     def __init__(self, stage: Stage, datasets: Mapping[str, Records], seed: int):
         self.sources = _profiled(stage)
         self.records: list[Records] = []
-        self.kept: list[list[int] | range] = []
+        self.indices: list[Sequence[int]] = []
         self.kinds: list[dict[str, float]] = []
         for source in self.sources:
             where = f"stage {stage.name}, data set {source.set}"
             if source.set not in datasets:
-                raise UsageError(
-                    f"{where}: not among the datasets; known are {', '.join(datasets) or 'none'}"
-                )
+                known = ", ".join(datasets) or "none"
+                raise UsageError(f"{where}: not among the datasets; known are {known}")
             records = datasets[source.set]
-            if not len(records):
-                raise UsageError(f"{where}: holds no record")
-            if not 0 < source.ratio <= 1:
-                raise UsageError(f"{where}: ratio {source.ratio} is not in (0, 1]")
-            count = max(1, int(len(records) * source.ratio))
-            chosen = random.Random(f"{seed}|{source.set}|subset")
-            everything = range(len(records))
-            self.kept.append(
-                everything if count == len(records) else sorted(chosen.sample(everything, count))
-            )
-            kinds = dict(source.kinds) if source.kinds else dict.fromkeys(records.kinds, 1.0)
-            if unknown := [kind for kind in kinds if kind not in records.kinds]:
-                raise UsageError(
-                    f"{where}: no answer type {unknown[0]!r}; known are {', '.join(records.kinds)}"
-                )
             self.records.append(records)
-            self.kinds.append(_shares(kinds, where))
-        given = [source.weight is not None for source in self.sources]
-        if any(given) and not all(given):
+            self.indices.append(_used_indices(source, records, seed, where))
+            self.kinds.append(_kind_shares(source, records, where))
+        with_weight = [source.weight is not None for source in self.sources]
+        if any(with_weight) and not all(with_weight):
             raise UsageError(f"stage {stage.name}: give a weight to every data set or to none")
         weights = {
-            str(i): len(self.kept[i]) if s.weight is None else s.weight for i, s in enumerate(self.sources)
-        }  # fmt: skip
-        self.shares = list(_shares(weights, f"stage {stage.name}").values())
+            str(i): len(indices) if source.weight is None else source.weight
+            for i, (source, indices) in enumerate(zip(self.sources, self.indices, strict=True))
+        }
+        self.shares = list(_normalised(weights, f"stage {stage.name}").values())
 
     def cells(self) -> dict[tuple[str, str], float]:
-        """(data set, task) -> expected share of the samples."""
-        out: dict[tuple[str, str], float] = {}
+        """(data set, task) -> intended share of the samples."""
+        cells: dict[tuple[str, str], float] = {}
         for source, records, share, kinds in zip(
             self.sources, self.records, self.shares, self.kinds, strict=True
         ):
             for kind, part in kinds.items():
                 cell = source.set, records.task_of(kind)
-                out[cell] = out.get(cell, 0.0) + share * part
-        return out
+                cells[cell] = cells.get(cell, 0.0) + share * part
+        return cells
 
     def by_set(self) -> dict[str, float]:
-        out: dict[str, float] = {}
+        """Data set -> intended share of the batches."""
+        shares: dict[str, float] = {}
         for source, share in zip(self.sources, self.shares, strict=True):
-            out[source.set] = out.get(source.set, 0.0) + share
-        return out
+            shares[source.set] = shares.get(source.set, 0.0) + share
+        return shares
 
 
-def _shares(weights: Mapping[str, float], where: str) -> dict[str, float]:
+def _used_indices(source: Source, records: Records, seed: int, where: str) -> Sequence[int]:
+    """All records of a source, or the part that its `ratio` selects."""
+    if not len(records):
+        raise UsageError(f"{where}: holds no record")
+    if not 0 < source.ratio <= 1:
+        raise UsageError(f"{where}: ratio {source.ratio} is not in (0, 1]")
+    everything = range(len(records))
+    count = max(1, int(len(records) * source.ratio))
+    if count == len(records):
+        return everything
+    rng = random.Random(f"{seed}|{source.set}|subset")
+    return sorted(rng.sample(everything, count))
+
+
+def _kind_shares(source: Source, records: Records, where: str) -> dict[str, float]:
+    kinds = dict(source.kinds) if source.kinds else dict.fromkeys(records.kinds, 1.0)
+    unknown = [kind for kind in kinds if kind not in records.kinds]
+    if unknown:
+        raise UsageError(f"{where}: no answer type {unknown[0]!r}; known are {', '.join(records.kinds)}")
+    return _normalised(kinds, where)
+
+
+def _normalised(weights: Mapping[str, float], where: str) -> dict[str, float]:
     total = sum(weights.values())
     if total <= 0 or min(weights.values()) < 0:
         raise UsageError(f"{where}: weights must not be negative, and one must be above 0")
@@ -139,55 +168,69 @@ def _shares(weights: Mapping[str, float], where: str) -> dict[str, float]:
 
 
 class Sampler:
-    """Draws global batches of `batch` samples; every process draws the same ones and takes its part."""
+    """Draws the samples of global batches.
+
+    Every process draws the same batches and takes its part of them.
+
+    Args:
+        mixture: the data sets and their shares.
+        batch: samples per batch.
+        seed: start of the random numbers.
+
+    Attributes:
+        drawn: number of batches so far.
+        used: number of samples so far from each source.
+        counts: (data set, task) -> samples so far.
+    """
 
     def __init__(self, mixture: Mixture, batch: int, seed: str):
         self.mixture, self.batch, self.seed = mixture, batch, seed
-        self.drawn = 0  # batches
-        self.used = [0] * len(mixture.sources)  # samples of each source
-        self.counts: Counter[tuple[str, str]] = Counter()  # (data set, task) -> samples
-        self._pass: dict[int, tuple[int, list[int]]] = {}
+        self.drawn = 0
+        self.used = [0] * len(mixture.sources)
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self._passes: dict[int, tuple[int, list[int]]] = {}  # source -> number and order of its current pass
 
     def draw(self) -> list[Draw]:
-        """One batch, all of one source. Within a source no record comes again before all have come."""
+        """One batch, all of one source. No record of a source is repeated before all have been drawn."""
         rng = random.Random(f"{self.seed}|{self.drawn}")
         (source,) = rng.choices(range(len(self.mixture.shares)), self.mixture.shares)
         kinds = self.mixture.kinds[source]
         records = self.mixture.records[source]
-        out = []
+        draws = []
         for _ in range(self.batch):
             (kind,) = rng.choices(list(kinds), list(kinds.values()))
-            out.append(Draw(source, self._next(source), kind, rng.getrandbits(48)))
+            draws.append(Draw(source, self._next_index(source), kind, rng.getrandbits(48)))
             self.counts[self.mixture.sources[source].set, records.task_of(kind)] += 1
         self.drawn += 1
-        return out
+        return draws
 
-    def _next(self, source: int) -> int:
-        kept = self.mixture.kept[source]
-        number, place = divmod(self.used[source], len(kept))
-        if self._pass.get(source, (-1,))[0] != number:
-            order = list(kept)
+    def _next_index(self, source: int) -> int:
+        indices = self.mixture.indices[source]
+        number, place = divmod(self.used[source], len(indices))
+        if source not in self._passes or self._passes[source][0] != number:
+            order = list(indices)
             random.Random(f"{self.seed}|{source}|pass {number}").shuffle(order)
-            self._pass[source] = number, order
+            self._passes[source] = number, order
         self.used[source] += 1
-        return self._pass[source][1][place]
+        return self._passes[source][1][place]
 
     def state(self) -> dict[str, Any]:
-        """JSON that `restore` takes."""
+        """JSON values that `restore` takes."""
         counts = [[*cell, count] for cell, count in sorted(self.counts.items())]
         return {"drawn": self.drawn, "used": list(self.used), "counts": counts}
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state` was taken."""
         self.drawn, self.used = state["drawn"], list(state["used"])
         self.counts = Counter({(name, task): count for name, task, count in state["counts"]})
-        self._pass.clear()
+        self._passes.clear()
 
 
-def realised(counts: Mapping[tuple[str, str], int]) -> dict[str, dict[str, float]]:
-    """Counts by (data set, task) -> percent by data set and by task."""
+def realised(counts: Mapping[tuple[str, str], float]) -> dict[str, dict[str, float]]:
+    """Counts or shares by (data set, task) -> percent by data set and by task."""
     total = sum(counts.values()) or 1
-    out: dict[str, dict[str, float]] = {"dataset": {}, "task": {}}
+    percents: dict[str, dict[str, float]] = {"dataset": {}, "task": {}}
     for (name, task), count in counts.items():
-        out["dataset"][name] = out["dataset"].get(name, 0) + 100 * count / total
-        out["task"][task] = out["task"].get(task, 0) + 100 * count / total
-    return out
+        percents["dataset"][name] = percents["dataset"].get(name, 0) + 100 * count / total
+        percents["task"][task] = percents["task"].get(task, 0) + 100 * count / total
+    return percents

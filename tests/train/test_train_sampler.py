@@ -14,7 +14,7 @@ from nanoemox.train.sampler import Mixture, Sampler, realised
 from nanoemox.train.stages import Source, Stage
 
 PAPER = read_config("paper")
-CELLS = {  # percent: tasks.md 6.3
+CELLS = {  # percent: docs/training.md section 3
     "dataset_exact": {
         "MERCaptionPlus/eri": 27.5, "MERCaptionPlus/ov-mer": 27.5, "MERRFine/eri": 5, "MIntRec/mir": 2,
         "MIntRec2/mir": 3, "AvaMERG/erg": 17.5, "AvaMERG/mer": 17.5,
@@ -110,10 +110,10 @@ def test_ratio_keeps_a_part_and_does_not_weigh():
     stage = Stage(name="x", data=data, modalities=FULL, train=("audio",))
     sets = {"a": Stand("mintrec", 40), "b": Stand("mintrec", 40)}
     mixture = Mixture(stage, sets, 1)
-    assert len(mixture.kept[0]) == 10 and len(mixture.kept[1]) == 40
+    assert len(mixture.indices[0]) == 10 and len(mixture.indices[1]) == 40
     assert (
-        mixture.kept[0] == Mixture(stage, sets, 1).kept[0]
-        and mixture.kept[0] != Mixture(stage, sets, 2).kept[0]
+        mixture.indices[0] == Mixture(stage, sets, 1).indices[0]
+        and mixture.indices[0] != Mixture(stage, sets, 2).indices[0]
     )
     assert realised(drawn(stage, sets, 4000).counts)["dataset"] == pytest.approx({"a": 50, "b": 50}, abs=3)
 

@@ -25,10 +25,10 @@ def samples(model, *sets, modalities=FULL, reader=None, max_tokens=1024, folder=
     stage = Stage(
         name="x", data=tuple(Source(set=one.name) for one in sets), modalities=FULL, train=("audio",)
     )
-    kept = [range(len(one)) for one in sets]
+    indices = [range(len(one)) for one in sets]
     features = Features(model, folder)
     names = [modalities] * len(sets)
-    return Samples(stage, sets, names, model, features, reader or Reader(), kept=kept, max_tokens=max_tokens)
+    return Samples(stage, sets, names, model, features, reader or Reader(), indices=indices, max_tokens=max_tokens)
 
 
 def test_tokens_and_labels(model, tmp_path):
