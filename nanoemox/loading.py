@@ -1,4 +1,4 @@
-"""From a name or a folder to a model that is ready to answer. (Not load.py: that would shadow nanoemox.load.)"""
+"""From a source to a model that is ready to answer. (`load.py` would shadow the function nanoemox.load.)"""
 
 import os
 from pathlib import Path
@@ -6,16 +6,17 @@ from pathlib import Path
 import torch
 
 from .build import build_empty
+from .bundle.fill import fill
 from .bundle.find import find
 from .bundle.folder import CONFIG
 from .bundle.quantized import FORMS
-from .bundle.tensors import fill
 from .config import NanoEmoXConfig
 from .devices import resolve
 from .errors import UsageError
-from .generation.standalone import Language, read_config, read_weights
+from .generation.hugging_face import read_config, read_weights
+from .generation.standalone import Language
 from .generation.tokenizer import Tokenizer, check_vocabulary
-from .model import NanoEmoX
+from .model import NanoEmoX, reference_language
 from .prompts import Templates
 
 
@@ -30,35 +31,38 @@ def load(
     """Load a bundle, ready for inference.
 
     Args:
-        source: "demo", a bundle folder, or a Hugging Face id (through its cache; HF_HUB_OFFLINE is honoured).
-        fast: the accelerated form, for inference; `nanoemox info` says which parts have none. False: the plain
-            PyTorch reference, which also trains.
-        device: "auto" is cuda where there is one, else cpu.
-        dtype: "auto" is bfloat16 where the device multiplies it natively, else float32. float16 overflows in the
-            language model and is refused.
-        quantize: None; "int8" or "int4", of the language model, with the encoders in int8: on a CPU with the decode
-            engine, in the fast form. None takes a quantised bundle as it is.
+        source: "demo", a bundle folder, or a Hugging Face id, which is fetched into the Hugging Face cache
+            unless HF_HUB_OFFLINE is set.
+        fast: True loads the accelerated form, for inference; `nanoemox info` lists the parts that have none
+            and run as the reference. False loads the plain PyTorch reference, which also trains.
+        device: "auto" is cuda where there is a GPU, else cpu.
+        dtype: "auto" is bfloat16 where the device multiplies it natively, else float32. float16 is refused:
+            it overflows in the language model.
+        quantize: None keeps the form of the bundle. "int8" or "int4" quantises the language model, and the
+            encoders to int8: only with fast=True, on a CPU, with the decode engine.
+
+    Returns:
+        The model in evaluation mode, without gradients, with its tokenizer and templates.
 
     Raises:
-        CheckpointError: missing, extra or misshapen weights, by name; no bundle at `source`.
+        CheckpointError: no bundle at `source`; missing, unknown or misshapen weights, by name.
         UsageError: an option that does not exist or that this machine cannot serve.
+
+    Source: docs/architecture.md sections 15 and 21.
     """
     device, dtype = resolve(device, dtype)
     folder = find(source)
     config = NanoEmoXConfig.from_json(folder / CONFIG)
     quantize = check_quantize(quantize, config.quantize, folder)
     if quantize is not None:
-        check_served(quantize, fast, _why_not_language(config, device, quantize))
+        check_served(quantize, fast, _why_no_fast_language(config, device, quantize))
     tokenizer = Tokenizer(folder)
     check_vocabulary(tokenizer, config, folder)
     model = build_empty(config, folder / CONFIG)
     fill(model, config, folder, device, dtype)
-    model.language.tie()
-    model.to(device)  # the buffers
-    if left := [
-        name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta
-    ]:
-        raise RuntimeError(f"never given a value: {left[:5]}")
+    reference_language(model).tie()
+    model.to(device)  # moves the buffers; the parameters are there already
+    _check_filled(model)
     model.tokenizer, model.templates, model.source = tokenizer, Templates.from_folder(folder), folder
     if fast:
         from .fast.accelerate import accelerate
@@ -75,54 +79,82 @@ def load_language(
     dtype: str | torch.dtype = "auto",
     quantize: str | None = None,
 ) -> Language:
-    """Load a language model alone: any Hugging Face folder of a qwen2 or llama model in safetensors.
+    """Load a language model alone.
 
-    Args as for `load`: on a CPU the fast form is the decode engine, which int8 and int4 need.
+    Args:
+        folder: a Hugging Face folder of a qwen2 or llama model in safetensors.
+        fast: True is the decode engine on a CPU, and Hugging Face's model elsewhere. False is Hugging Face's
+            model everywhere.
+        device, dtype: as for `load`.
+        quantize: None, "int8" or "int4"; the latter two need the decode engine.
+
+    Returns:
+        A Language: `generate` continues prompts.
 
     Raises:
-        CheckpointError: no such model there; missing, extra or misshapen weights, by name.
+        CheckpointError: no such model in the folder; missing, unknown or misshapen weights, by name.
         UsageError: an option that does not exist or that this machine cannot serve.
+
+    Source: docs/architecture.md section 9.
     """
     device, dtype = resolve(device, dtype)
-    base = read_config(Path(folder))
-    quantize = check_quantize(quantize, "none", Path(folder))
+    path = Path(folder)
+    config = read_config(path)
+    quantize = check_quantize(quantize, "none", path)
     from .fast.accelerate import accelerate_language
     from .fast.support import why_no_engine
 
     if quantize is not None:
-        check_served(quantize, fast, why_no_engine(base, device, quantize))
-    language = read_weights(Path(folder), base, device, dtype)
+        check_served(quantize, fast, why_no_engine(config, device, quantize))
+    language = read_weights(path, config, device, dtype)
     model = accelerate_language(language, device, quantize) if fast else language
-    return Language(model.eval().requires_grad_(False), Path(folder), base)
+    return Language(model.eval().requires_grad_(False), path, config)
 
 
-def check_quantize(quantize: str | None, held: str, where: Path) -> str | None:
-    """What is asked for and what a bundle holds, as one. Raises UsageError."""
+def _check_filled(model: NanoEmoX) -> None:
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    empty = [name for name, tensor in tensors if tensor.is_meta]
+    if empty:
+        raise RuntimeError(f"no value was loaded for {empty[:5]}")
+
+
+def check_quantize(quantize: str | None, stored: str, where: Path) -> str | None:
+    """The form in which to run.
+
+    Args:
+        quantize: what the caller asks for: None, "int8" or "int4".
+        stored: what the bundle at `where` holds: "none", "int8" or "int4".
+
+    Raises:
+        UsageError: a form that does not exist, or another one than the bundle's.
+    """
     if quantize is not None and quantize not in FORMS:
         raise UsageError(f"quantize {quantize!r} does not exist: use {' or '.join(FORMS)}, or leave it out")
-    if held != "none" and quantize not in (None, held):
+    if stored == "none":
+        return quantize
+    if quantize not in (None, stored):
         raise UsageError(
-            f"{where}: holds {held} weights, so quantize={quantize!r} cannot be had of it: leave it out"
+            f"{where}: holds {stored} weights, so quantize={quantize!r} is not available: leave it out"
         )
-    return quantize if held == "none" else held
+    return stored
 
 
 def check_served(quantize: str, fast: bool, reason: str) -> None:
-    """Raises UsageError where quantised weights cannot run."""
+    """Raises UsageError where quantised weights cannot run: in the reference, or for a `reason`, if any."""
     if not fast:
         raise UsageError(f"{quantize} weights need the accelerated form: leave out fast=False (--no-fast)")
     if reason:
         raise UsageError(f"quantize={quantize!r} needs the decode engine, which cannot run here: {reason}")
 
 
-def _why_not_language(config: NanoEmoXConfig, device: torch.device, quantize: str | None) -> str:
+def _why_no_fast_language(config: NanoEmoXConfig, device: torch.device, quantize: str | None) -> str:
     from .fast.support import why_not
 
     return why_not(config, device, quantize)["language"]
 
 
 def fast_parts(config: NanoEmoXConfig, device: torch.device, quantize: str | None = None) -> dict[str, str]:
-    """Part of the model -> "fast", or "reference" and why, for load(fast=True)."""
+    """Part of the model -> "fast", or "reference" and the reason, for load(fast=True)."""
     from .fast.support import why_not
 
     reasons = why_not(config, device, quantize)

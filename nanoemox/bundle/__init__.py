@@ -1,1 +1,1 @@
-"""The bundle on disk: folder, tensors and their official names, quantised forms. It knows no model."""
+"""The bundle on disk: folder, tensors and their official names, quantised forms. It imports no model."""

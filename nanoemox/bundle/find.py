@@ -1,4 +1,4 @@
-"""From a name to a bundle's folder: the demo, a folder, or a Hugging Face id."""
+"""Finds the folder of a bundle: the demo's, a given one, or one of the Hugging Face cache."""
 
 import os
 import re
@@ -13,12 +13,21 @@ _FILES = ["config.json", "*.safetensors", *TOKENIZER, Templates.FILE, "README.md
 
 
 def find(source: str | os.PathLike) -> Path:
-    """The bundle's folder; fetched into the Hugging Face cache if `source` is an id."""
+    """The folder of a bundle.
+
+    Args:
+        source: "demo", a folder, or a Hugging Face id (owner/name), which is fetched into the cache.
+
+    Raises:
+        CheckpointError: there is no bundle.
+    """
     name = os.fspath(source)
     folder = DEMO if name == "demo" else Path(name)
     if folder.is_dir():
         if not (folder / CONFIG).is_file():
-            raise CheckpointError(f"{folder}: no {CONFIG} in it, so no bundle; `nanoemox convert` makes one")
+            raise CheckpointError(
+                f"{folder}: no {CONFIG} in it, so it is no bundle; `nanoemox convert` makes one"
+            )
         return folder
     if folder.exists():
         raise CheckpointError(
@@ -32,10 +41,10 @@ def find(source: str | os.PathLike) -> Path:
 
     try:
         folder = Path(snapshot_download(name, allow_patterns=_FILES))
-    except Exception as error:  # the hub's clients raise a dozen unrelated kinds
+    except Exception as error:  # the hub's client raises many unrelated classes
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"{name}: neither a folder nor to be had from the Hugging Face hub ({reason})"
+            f"{name}: neither a folder nor available from the Hugging Face hub ({reason})"
         ) from error
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{name}: the repository holds no {CONFIG}, so it is no bundle")

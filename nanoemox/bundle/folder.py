@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..config import NanoEmoXConfig
 from ..errors import CheckpointError
+from ..prompts import Templates
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
@@ -17,9 +18,13 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 @contextmanager
 def new_folder(out: str | os.PathLike) -> Iterator[Path]:
-    """A folder to write into that takes the name `out` when all went well and vanishes otherwise.
+    """A temporary folder to write a bundle into. On success it is renamed to `out`, otherwise it is deleted.
 
-    `out` may be absent, empty, or an older bundle, which is then replaced; anything else is refused.
+    Args:
+        out: absent, an empty folder, or a bundle, which is replaced.
+
+    Raises:
+        CheckpointError: `out` is something else, or cannot be written.
     """
     final = Path(os.path.abspath(out))
     if final.exists() and not _replaceable(final):
@@ -53,17 +58,15 @@ def new_folder(out: str | os.PathLike) -> Iterator[Path]:
 
 
 def _replaceable(folder: Path) -> bool:
-    """An empty folder, or a bundle with nothing of anyone else's in it."""
+    """Whether this is an empty folder, or a bundle and no file besides."""
     if not folder.is_dir():
         return False
-    names = [path.name for path in folder.iterdir()]
+    names = {path.name for path in folder.iterdir()}
     if not names:
         return True
-    ours = {CONFIG, CARD, *TOKENIZER, "templates.json"}
-    if not all(name in ours or name.endswith(".safetensors") for name in names) or not {
-        CONFIG,
-        WEIGHTS,
-    } <= set(names):
+    of_bundles = {CONFIG, CARD, *TOKENIZER, Templates.FILE}
+    foreign = {name for name in names - of_bundles if not name.endswith(".safetensors")}
+    if foreign or not {CONFIG, WEIGHTS} <= names:
         return False
     try:
         NanoEmoXConfig.from_json(folder / CONFIG)
@@ -79,10 +82,10 @@ def _umask() -> int:
 
 
 def sha256(folder: Path) -> str:
-    """Of the weights file; of several, in the order of their names, one after the other."""
+    """SHA-256 of a bundle's weights file; of several files, of their content in the order of their names."""
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        with open(file, "rb") as f:
-            while block := f.read(1 << 24):
+    for path in sorted(folder.glob("*.safetensors")):
+        with open(path, "rb") as file:
+            while block := file.read(1 << 24):
                 digest.update(block)
     return digest.hexdigest()

@@ -1,7 +1,7 @@
-"""Official tensor names (architecture sections 15 and 16) of our modules' parameters: the one table of the project.
+"""Official tensor names of our modules' parameters, in one table (docs/architecture.md sections 15 and 16).
 
-A bundle holds the official names, so that it outlives the attribute names of Hugging Face's modules. Patterns
-accept the attribute names of every release from 5.17 on.
+A bundle holds the official names, because attribute names of Hugging Face's modules change between releases.
+The patterns accept those of every release from 5.17 on.
 """
 
 import re
@@ -16,7 +16,7 @@ from ..config import NanoEmoXConfig
 
 @dataclass(frozen=True)
 class Target:
-    """One official tensor and the parameters it fills: several where a fused projection is cut into equal rows."""
+    """An official tensor and the parameters that it fills: several if a fused projection is cut by rows."""
 
     name: str
     parts: tuple[str, ...]
@@ -79,10 +79,13 @@ _SWIN = [  # (pattern after the block's stem, torchvision's name)
 ]
 _SWIN_QKV = r"attention\.(?:self\.)?(q|k|v|query|key|value)(?:_proj)?\.(\w+)"
 
-_REST = [
+_PARTS = [
     (r"vision\.model\.(?:vision_model\.)?(.*)", r"visual_encoder.model.vision_model.\1"),
     (r"audio\.model\.(.*)", r"acoustic_encoder.model.\1"),
-    (r"face\.swin\.embeddings\.patch_embeddings\.projection\.(\w+)", r"facial_encoder.facexformer.backbone.0.0.0.\1"),
+    (
+        r"face\.swin\.embeddings\.patch_embeddings\.projection\.(\w+)",
+        r"facial_encoder.facexformer.backbone.0.0.0.\1",
+    ),
     (r"face\.swin\.embeddings\.norm\.(\w+)", r"facial_encoder.facexformer.backbone.0.0.2.\1"),
     (r"face\.swin\.layernorm\.(\w+)", r"facial_encoder.facexformer.backbone.1.\1"),
     (r"face\.linear_c\.(\d+)\.(\w+)", r"facial_encoder.facexformer.linear_c.\1.proj.\2"),
@@ -101,26 +104,38 @@ _REST = [
 
 
 def _official(key: str, config: NanoEmoXConfig) -> tuple[str, int]:
-    """(official name, which third of it): the third is 0 but for Swin's keys (1) and values (2)."""
-    if block := re.match(_SWIN_STEM, key):
+    """The official name of a parameter, and which third of that tensor it is.
+
+    The third is 0 except for the keys (1) and values (2) of Swin, whose projections are fused officially.
+    """
+    block = re.match(_SWIN_STEM, key)
+    if block:
         stem = _SWIN_BLOCK.format(stage=2 * int(block[1]) + 1, block=block[2])
-        rest = key[block.end() :]
-        if qkv := re.fullmatch(_SWIN_QKV, rest):
-            return f"{stem}attn.qkv.{qkv[2]}", "qkv".index(qkv[1][0])
-        table = [(pattern, stem + name) for pattern, name in _SWIN]
-        key = rest
-    elif merge := re.match(r"face\.swin\.encoder\.layers\.(\d+)\.downsample\.(.*)", key):
+        return _swin_name(key[block.end() :], stem)
+    merge = re.match(r"face\.swin\.encoder\.layers\.(\d+)\.downsample\.(.*)", key)
+    if merge:
         return f"facial_encoder.facexformer.backbone.0.{2 * int(merge[1]) + 2}.{merge[2]}", 0
-    else:
-        table = _FUSION[config.fusion.type] + _REST
+    return _look_up(key, _FUSION[config.fusion.type] + _PARTS), 0
+
+
+def _swin_name(key: str, stem: str) -> tuple[str, int]:
+    """The same for a parameter of a Swin block, whose official names begin with `stem`."""
+    qkv = re.fullmatch(_SWIN_QKV, key)
+    if qkv:
+        return f"{stem}attn.qkv.{qkv[2]}", "qkv".index(qkv[1][0])
+    return stem + _look_up(key, _SWIN), 0
+
+
+def _look_up(key: str, table: list[tuple[str, str]]) -> str:
     for pattern, name in table:
-        if match := re.fullmatch(pattern, key):
-            return match.expand(name), 0
+        match = re.fullmatch(pattern, key)
+        if match:
+            return match.expand(name)
     raise KeyError(key)  # a module of ours without a row in the table
 
 
 def targets(model: nn.Module, config: NanoEmoXConfig) -> list[Target]:
-    """Every official tensor of the model, in the order of its parameters. A tied head is not a tensor of its own."""
+    """Every official tensor of the model, in the order of its parameters. A tied head is not among them."""
     parts: dict[str, dict[int, str]] = {}
     for key, _ in model.named_parameters():  # shared parameters are listed once, under their first name
         name, third = _official(key, config)
@@ -129,7 +144,7 @@ def targets(model: nn.Module, config: NanoEmoXConfig) -> list[Target]:
 
 
 class OfficialTensors(Mapping[str, Tensor]):
-    """A model's tensors under their official names; the parts of a fused projection are joined when it is read.
+    """The tensors of a model under their official names. A fused projection is joined when it is read.
 
     Attributes:
         shapes: official name -> shape.
@@ -163,5 +178,5 @@ class OfficialTensors(Mapping[str, Tensor]):
 
 
 def shapes(model: nn.Module, config: NanoEmoXConfig) -> dict[str, tuple[int, ...]]:
-    """Official name -> shape of everything a bundle of this model holds."""
+    """Official name -> shape, of every tensor that a bundle of this model holds."""
     return OfficialTensors(model, config).shapes

@@ -1,8 +1,9 @@
-"""What a quantised bundle holds: of some official matrices N int8 or int4 values under N, and N.scales beside it.
+"""The tensors of a quantised bundle (docs/architecture.md section 14).
 
-The forms are those of nanoemox_kernels.linear.quantized. The language model's matrices take the bundle's form, but for those of
-keys and values: they are few, and what they lose goes into every later token. Those of the encoders' layers are int8
-with a scale a row in either. Everything else stays in floating point.
+A quantised matrix N has its int8 or int4 values under N and its scales under N.scales; the forms are those of
+nanoemox_kernels.linear.quantized. Matrices of the language model have the bundle's form, except for those of
+keys and values: these are small, and their error would enter every later token. Matrices of the encoders'
+layers are int8 with one scale per row in both forms. Everything else stays in floating point.
 """
 
 import re
@@ -26,14 +27,14 @@ _ENCODERS = re.compile(
 
 @dataclass(frozen=True)
 class Part:
-    """A tensor of a bundle: its shape, and its dtype where that is fixed."""
+    """A tensor of a bundle: its shape, and its dtype if that is fixed."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype | None = None
 
 
 def form_of(name: str, shape: tuple[int, ...], quantize: str) -> str | None:
-    """The form of an official tensor in a bundle: None is floating point."""
+    """The form of an official tensor in a bundle; None is floating point."""
     if quantize == "none" or len(shape) != 2 or shape[1] % BLOCK:
         return None
     if _LANGUAGE.fullmatch(name):
@@ -42,42 +43,48 @@ def form_of(name: str, shape: tuple[int, ...], quantize: str) -> str | None:
 
 
 def layout(shapes: dict[str, tuple[int, ...]], quantize: str) -> dict[str, Part]:
-    """Name -> part of everything a bundle with these official tensors holds."""
-    out = {}
+    """Name -> part, of every tensor that a bundle of these official tensors holds."""
+    parts = {}
     for name, shape in shapes.items():
         form = form_of(name, shape, quantize)
         if form is None:
-            out[name] = Part(shape)
-        elif form == "int4":
-            out[name] = Part((shape[0], shape[1] // 2), torch.uint8)
-            out[name + SCALES] = Part((shape[0], shape[1] // GROUP), torch.bfloat16)
+            parts[name] = Part(shape)
+            continue
+        rows, columns = shape
+        if form == "int4":
+            parts[name] = Part((rows, columns // 2), torch.uint8)
+            parts[name + SCALES] = Part((rows, columns // GROUP), torch.bfloat16)
+        elif form == "int8_rows":
+            parts[name] = Part(shape, torch.int8)
+            parts[name + SCALES] = Part((rows,), torch.float32)
         else:
-            out[name] = Part(shape, torch.int8)
-            rows = Part(shape[:1], torch.float32)
-            out[name + SCALES] = (
-                rows if form == "int8_rows" else Part((shape[0], shape[1] // BLOCK), torch.bfloat16)
-            )
-    return out
+            parts[name] = Part(shape, torch.int8)
+            parts[name + SCALES] = Part((rows, columns // BLOCK), torch.bfloat16)
+    return parts
 
 
 def producer(
     shapes: dict[str, tuple[int, ...]], quantize: str, produce: Callable[[str], Tensor]
 ) -> Callable[[str], Tensor]:
-    """From a function that gives official tensors, one that gives the parts of `layout`, a matrix at a time."""
-    kept: dict[str, Tensor] = {}
+    """A function that returns the tensors of `layout` by name, quantising one matrix at a time.
 
-    def part(name: str) -> Tensor:
-        if name in kept:
-            return kept.pop(name)
+    Args:
+        shapes: of the official tensors.
+        quantize: "none", "int8" or "int4".
+        produce: returns an official tensor by name.
+    """
+    pending: dict[str, Tensor] = {}  # what was quantised and not yet asked for: values or scales
+
+    def tensor(name: str) -> Tensor:
+        if name in pending:
+            return pending.pop(name)
         stem = name.removesuffix(SCALES)
         form = form_of(stem, shapes[stem], quantize)
         if form is None:
             return produce(name)
         matrix = QUANTIZERS[form](produce(stem))
         assert matrix.scales is not None
-        both = {stem: matrix.data, stem + SCALES: matrix.scales}
-        out = both.pop(name)
-        kept.update(both)
-        return out
+        pending.update({stem: matrix.data, stem + SCALES: matrix.scales})
+        return pending.pop(name)
 
-    return part
+    return tensor

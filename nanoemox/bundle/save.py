@@ -1,4 +1,4 @@
-"""Writes a bundle, whole or not at all."""
+"""Writes a bundle completely or not at all."""
 
 import os
 import shutil
@@ -17,8 +17,8 @@ from .quantized import layout, producer
 from .tensors import write_safetensors
 
 
-class Saved(Protocol):
-    """What can write itself into a folder: a tokenizer."""
+class SavesFiles(Protocol):
+    """A tokenizer: it writes its files into a folder."""
 
     def save(self, folder: Path) -> None: ...
 
@@ -27,18 +27,20 @@ def save_bundle(
     folder: str | os.PathLike,
     config: NanoEmoXConfig,
     tensors: OfficialTensors,
-    tokenizer: Saved,
+    tokenizer: SavesFiles,
     templates: Templates,
     *,
     card: str | None = None,
     quantize: str | None = None,
     scale: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor,
 ) -> None:
-    """Write a bundle. One that is there is replaced whole; after an error nothing is left behind.
+    """Write a bundle. After an error the folder is as it was before.
 
     Args:
-        folder: absent, empty, or an older bundle.
-        tensors: each is written in its dtype, or its matrices in the form that `quantize` names.
+        folder: absent, empty, or a bundle, which is replaced.
+        config: the model's sizes.
+        tensors: each is written in its dtype, and its matrices in the form that `quantize` names.
+        tokenizer, templates: written into the folder.
         card: text of the model card.
         quantize: None, "int8" or "int4".
         scale: applied to every official tensor (name, tensor) before it is quantised.
@@ -47,19 +49,22 @@ def save_bundle(
         CheckpointError: the folder holds something else, or cannot be written.
     """
     config = replace(config, quantize=quantize or "none")
+    if card is None:
+        card = f"# {config.name}\n\nSaved by nanoemox.\n"
     parts = layout(tensors.shapes, config.quantize)
+    shapes = {name: part.shape for name, part in parts.items()}
     dtypes = {name: part.dtype or tensors.dtypes[name] for name, part in parts.items()}
     produce = producer(tensors.shapes, config.quantize, lambda name: scale(name, tensors[name]))
     with new_folder(folder) as new:
-        write_safetensors(new / WEIGHTS, {name: part.shape for name, part in parts.items()}, dtypes, produce)
+        write_safetensors(new / WEIGHTS, shapes, dtypes, produce)
         config.to_json(new / CONFIG)
         tokenizer.save(new)
         templates.save(new)
-        (new / CARD).write_text(card if card is not None else f"# {config.name}\n\nSaved by nanoemox.\n")
+        (new / CARD).write_text(card)
 
 
 def copy_bundle(source: Path, folder: str | os.PathLike) -> None:
-    """The same bundle under another name."""
+    """Write a copy of the bundle in `source`. Raises as `save_bundle` does."""
     with new_folder(folder) as new:
         for file in source.iterdir():
             if file.suffix in (".json", ".safetensors") or file.name == CARD:

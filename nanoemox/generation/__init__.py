@@ -1,1 +1,1 @@
-"""From logits to text: tokenizer, sampling, stop rule, the loop over tokens, and a language model by itself."""
+"""From logits to text: tokenizer, sampler, stop rule, the loop over tokens, and a language model alone."""

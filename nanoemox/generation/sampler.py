@@ -7,14 +7,23 @@ from torch import Tensor
 
 from ..errors import UsageError
 
-_LEAST = 1e-30  # of temperature and top_p: less is nothing in fp32, and divides by nothing
+_MINIMUM = 1e-30  # of temperature and top_p: in fp32, less would be zero
 
 
 @dataclass
 class Sampler:
-    """Greedy at temperature 0, else a draw from the `top_k` likeliest tokens (0: all), cut where they make up `top_p`.
+    """Chooses the next token: the likeliest one at temperature 0, else a random one.
 
-    It draws on the CPU: a seed means the same on every device.
+    It samples on the CPU, so that a seed gives the same tokens on every device.
+
+    Attributes:
+        temperature: 0 is greedy; logits are divided by it.
+        top_p: sample among the likeliest tokens that together have this probability, in (0, 1].
+        seed: a 64-bit integer; None differs from run to run.
+        top_k: sample among the `top_k` likeliest tokens; 0 is all.
+
+    Raises:
+        UsageError: a value that is out of range.
     """
 
     temperature: float = 0.0
@@ -39,18 +48,20 @@ class Sampler:
             self._random.manual_seed(self.seed)
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """logits [B,V] -> ids [B]."""
+        """logits [B,V] -> ids int64 [B], on the device of the logits."""
         if self.temperature == 0:
-            # NumPy, where it can: PyTorch's threads would go on spinning for milliseconds beside the decode engine's.
+            # NumPy where possible: PyTorch's threads would spin for milliseconds beside the decode engine's.
             if logits.device.type == "cpu" and logits.dtype == torch.float32:
                 return torch.from_numpy(logits.detach().numpy().argmax(-1))
             return logits.argmax(-1)
         logits = logits.float()
-        chances = ((logits - logits.amax(-1, keepdim=True)).cpu() / max(self.temperature, _LEAST)).softmax(-1)
-        ranked, order = chances.sort(-1, descending=True)
+        below_maximum = (logits - logits.amax(-1, keepdim=True)).cpu()
+        probabilities = (below_maximum / max(self.temperature, _MINIMUM)).softmax(-1)
+        ranked, order = probabilities.sort(-1, descending=True)
         if self.top_k:
             ranked[:, self.top_k :] = 0
             ranked /= ranked.sum(-1, keepdim=True)
-        ranked[ranked.cumsum(-1) - ranked >= max(self.top_p, _LEAST)] = 0  # the first token is always kept
-        drawn = torch.multinomial(ranked, 1, generator=self._random)
-        return order.gather(-1, drawn).squeeze(-1).to(logits.device)
+        likelier = ranked.cumsum(-1) - ranked  # 0 for the first token, which is therefore always kept
+        ranked[likelier >= max(self.top_p, _MINIMUM)] = 0
+        ranks = torch.multinomial(ranked, 1, generator=self._random)
+        return order.gather(-1, ranks).squeeze(-1).to(logits.device)

@@ -1,6 +1,5 @@
-"""A language model alone: any Hugging Face folder of a qwen2 or llama model, read and decoded."""
+"""A language model alone, with the calls of `nanoemox.load_language`."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,33 +8,33 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from ..bundle.meta import without_parameters
-from ..bundle.tensors import audit, index, read_into
-from ..errors import CheckpointError, UsageError
-from ..modules.language import KINDS, LanguageModel
-from .generate import Request, Tokens, generate
+from ..errors import InputError, UsageError
+from .generate import Request, generate
+from .hugging_face import read_json
 from .sampler import Sampler
 
 
 class Language:
-    """What `nanoemox.load_language` gives.
+    """A language model that was loaded alone, by `nanoemox.load_language`.
 
     Attributes:
-        model: `embed`, `start`, `step`, `keep`, `end`: the reference, or the decode engine.
+        model: the reference or the decode engine, with `embed` and the calls of a Generator.
         config: Hugging Face's configuration.
-        tokenizer: tokenizer.json of the folder (tokenizers.Tokenizer), or None.
-        eos_ids: what ends a text, as generation_config.json or config.json has it.
+        tokenizer: tokenizer.json of the folder (a tokenizers.Tokenizer), or None.
+        eos_ids: ids that end a text, from generation_config.json or config.json.
     """
 
     def __init__(self, model: nn.Module, folder: Path, config: Any):
         self.model: Any = model
         self.config = config
-        file = folder / "tokenizer.json"
-        self.tokenizer = Tokenizer.from_file(str(file)) if file.is_file() else None
-        settings = folder / "generation_config.json"
-        values = _json(settings) if settings.is_file() else {}
-        eos = values.get("eos_token_id", getattr(config, "eos_token_id", None))
-        self.eos_ids: tuple[int, ...] = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
+        self.tokenizer = _read_tokenizer(folder)
+        self.eos_ids = _read_eos_ids(folder, config)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        parameter = next(self.model.parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
 
     def generate(
         self,
@@ -50,127 +49,104 @@ class Language:
         stream: Callable[[int, int], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> list[list[int]]:
-        """Continue prompts, up to 16 and more side by side, of any lengths.
+        """Continue prompts of any lengths as one batch.
 
         Args:
-            prompts: ids [B,L] or [L], lists of ids, or embedded rows: [B,L,W], [L,W] or a list of [L,W].
-            temperature: 0 is greedy; above it, a draw among the `top_k` likeliest (0: all) within `top_p`. With a
-                seed, prompt i draws with seed + i.
-            eos_ids: what ends a text (kept in the result); default the folder's own, () for nothing.
+            prompts: ids as a tensor [B,L] or [L], as lists of ids or as one list; or embedded rows as a
+                floating-point tensor [B,L,W] or [L,W], or a list of [L,W].
+            max_new_tokens: length at which a text ends.
+            temperature: 0 is greedy; above it, tokens are sampled.
+            top_p: sample among the likeliest tokens that together have this probability, in (0, 1].
+            top_k: sample among the `top_k` likeliest tokens; 0 is all.
+            seed: prompt i samples with seed + i; None differs from run to run.
+            eos_ids: ids that end a text and are kept in it; default the folder's own, () for none.
             stream: called with the number of a prompt and its next id, as they come.
-            cancelled: asked between tokens; once it says True everything ends there.
+            cancelled: called between tokens; True ends all texts.
 
         Returns:
-            The new ids of every prompt, an empty list only where there is no prompt.
+            The new ids of every prompt.
 
         Raises:
-            ValueError: an empty prompt, an id that does not exist, more positions than the model has.
+            InputError: an empty prompt, an id that does not exist, rows of another width, too many tokens.
+            UsageError: an option that is out of range.
         """
         if max_new_tokens < 1:
             raise UsageError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-        embedded = self._embedded(prompts)
-        room = self.config.max_position_embeddings
-        for i, prompt in enumerate(embedded):
-            if not len(prompt) or len(prompt) + max_new_tokens > room:
-                raise ValueError(
-                    f"prompt {i} has {len(prompt)} tokens and {max_new_tokens} more are wanted: want at least one, and "
-                    f"no more than the {room} positions of the model together"
-                )
+        embedded = self._embed(prompts)
+        self._check_lengths(embedded, max_new_tokens)
         ends = set(self.eos_ids if eos_ids is None else eos_ids)
         requests = [
             Request(
                 prompt,
                 max_new_tokens,
-                lambda ids: ids[-1] in ends,
-                Sampler(temperature, top_p, None if seed is None else seed + i, top_k),
-                None if stream is None else lambda ids, done, i=i: stream(i, ids[-1]),  # type: ignore[misc]
+                stop=lambda ids: ids[-1] in ends,
+                sampler=Sampler(temperature, top_p, None if seed is None else seed + i, top_k),
+                watch=None if stream is None else _watch(stream, i),
             )
             for i, prompt in enumerate(embedded)
         ]
-        results: list[Tokens] = generate(self.model, requests, cancelled=cancelled) if requests else []
+        if not requests:
+            return []
+        results = generate(self.model, requests, cancelled=cancelled)
         return [result.ids for result in results]
 
+    def _check_lengths(self, prompts: Sequence[Tensor], max_new_tokens: int) -> None:
+        positions = self.config.max_position_embeddings
+        for i, prompt in enumerate(prompts):
+            if not len(prompt):
+                raise InputError(f"prompt {i} has 0 tokens, at least one is needed")
+            if len(prompt) + max_new_tokens > positions:
+                raise InputError(
+                    f"prompt {i} has {len(prompt)} tokens and {max_new_tokens} more are asked for, but the "
+                    f"model has {positions} positions: shorten the prompt or ask for fewer tokens"
+                )
+
     @torch.inference_mode()
-    def _embedded(self, prompts: Any) -> list[Tensor]:
-        if not isinstance(prompts, Tensor):
-            prompts = list(prompts)
-            if prompts and isinstance(prompts[0], int):
-                prompts = [prompts]
-        elif prompts.ndim == (2 if prompts.is_floating_point() else 1):
-            prompts = prompts[None]
-        out = []
-        probe = self.model.embed(torch.zeros(1, dtype=torch.long, device=self.device))
-        for prompt in prompts:
-            rows = (
-                torch.as_tensor(prompt, device=self.device)
-                if len(prompt)
-                else torch.zeros(0, dtype=torch.long)
-            )
-            if not rows.is_floating_point():
-                if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < self.config.vocab_size:
-                    raise ValueError(
-                        f"ids must lie in 0 to {self.config.vocab_size - 1}, got {rows.tolist()[:8]}"
-                    )
-                rows = self.model.embed(rows.long()) if len(rows) else probe[:0]
+    def _embed(self, prompts: Any) -> list[Tensor]:
+        """Every prompt as rows [L,W] in the dtype of the embedding."""
+        sample = self.model.embed(torch.zeros(1, dtype=torch.long, device=self.device))
+        embedded = []
+        for prompt in _split(prompts):
+            if not len(prompt):
+                rows = sample[:0]
+            else:
+                rows = torch.as_tensor(prompt, device=self.device)
+                if not rows.is_floating_point():
+                    rows = self._embed_ids(rows)
             if rows.ndim != 2 or rows.shape[1] != self.config.hidden_size:
-                raise ValueError(f"want ids or rows [L, {self.config.hidden_size}], got {list(rows.shape)}")
-            out.append(rows.to(probe.dtype))
-        return out
+                raise InputError(f"want ids or rows [L, {self.config.hidden_size}], got {list(rows.shape)}")
+            embedded.append(rows.to(sample.dtype))
+        return embedded
 
-    @property
-    def device(self) -> torch.device:
-        held = next(self.model.parameters(), None)
-        return torch.device("cpu") if held is None else held.device
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: cannot be read as a JSON object ({error})") from error
+    def _embed_ids(self, ids: Tensor) -> Tensor:
+        limit = self.config.vocab_size
+        if not 0 <= int(ids.min()) <= int(ids.max()) < limit:
+            raise InputError(f"ids must lie in 0 to {limit - 1}, got {ids.tolist()[:8]}")
+        return self.model.embed(ids.long())
 
 
-def read_config(folder: Path) -> Any:
-    """Hugging Face's configuration of a folder. Raises CheckpointError."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise CheckpointError(
-            f"{folder}: no config.json in it; the Hugging Face folder of a language model has one"
-        )
-    values = _json(path)
-    kind = values.get("model_type")
-    if kind not in KINDS:
-        raise CheckpointError(f"{path}: model_type {kind!r} is not supported, {' and '.join(KINDS)} are")
-    try:
-        return KINDS[kind][0].from_dict(values)
-    except Exception as error:  # transformers checks with kinds of its own
-        raise CheckpointError(f"{path}: {' '.join(str(error).split())[:300]}") from error
+def _split(prompts: Any) -> list[Any]:
+    """One or several prompts as a list of prompts."""
+    if isinstance(prompts, Tensor):
+        dims_of_one = 2 if prompts.is_floating_point() else 1
+        return [prompts] if prompts.ndim == dims_of_one else list(prompts)
+    prompts = list(prompts)
+    return [prompts] if prompts and isinstance(prompts[0], int) else prompts
 
 
-def read_weights(folder: Path, config: Any, device: torch.device, dtype: torch.dtype) -> LanguageModel:
-    """Hugging Face's model with the folder's *.safetensors, mapped where they need no cast. Raises CheckpointError."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise CheckpointError(
-            f"{folder}: no *.safetensors in it; other formats are not read, save the model anew"
-        )
-    entries = index(files)
-    try:
-        model = without_parameters(lambda: LanguageModel.around(KINDS[config.model_type][1](config)))
-    except Exception as error:  # sizes that make no model
-        raise CheckpointError(f"{folder / 'config.json'}: these sizes make no model ({error})") from error
-    model.tie()
-    wanted = {name: tuple(parameter.shape) for name, parameter in model.base.named_parameters()}
-    found = {name: entry.shape for name, entry in entries.items() if not name.endswith("rotary_emb.inv_freq")}
-    if config.tie_word_embeddings:
-        found.pop("lm_head.weight", None)
-    audit(found, wanted, str(folder))
-    read_into(
-        model.base,
-        {name: (name,) for name in wanted},
-        {name: entries[name] for name in wanted},
-        device,
-        dtype,
-    )
-    model.tie()
-    return model.to(device)
+def _watch(stream: Callable[[int, int], None], number: int) -> Callable[[Sequence[int], bool], None]:
+    return lambda ids, done: stream(number, ids[-1])
+
+
+def _read_tokenizer(folder: Path) -> Tokenizer | None:
+    file = folder / "tokenizer.json"
+    return Tokenizer.from_file(str(file)) if file.is_file() else None
+
+
+def _read_eos_ids(folder: Path, config: Any) -> tuple[int, ...]:
+    file = folder / "generation_config.json"
+    values = read_json(file) if file.is_file() else {}
+    eos = values.get("eos_token_id", getattr(config, "eos_token_id", None))
+    if eos is None:
+        return ()
+    return tuple(eos) if isinstance(eos, list) else (eos,)

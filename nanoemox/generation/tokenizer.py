@@ -1,4 +1,4 @@
-"""A bundle's tokenizer: its ids, never constants of ours, decide where tokens go and when an answer ends."""
+"""A bundle's tokenizer and the ids of its special tokens (docs/architecture.md section 10)."""
 
 import json
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from ..bundle.folder import TOKENIZER
 from ..config import NanoEmoXConfig
-from ..errors import CheckpointError
+from ..errors import CheckpointError, InputError
 
 PLACEHOLDERS = {
     "fusion": "<MultiHere>",
@@ -20,7 +20,15 @@ PLACEHOLDERS = {
 
 
 class Tokenizer:
-    """tokenizer.json with the names of its bos and eos token from tokenizer_config.json."""
+    """tokenizer.json of a folder, with its bos and eos token from tokenizer_config.json.
+
+    Attributes:
+        bos, eos: the tokens that begin a prompt and end an answer; bos_id and eos_id are their ids.
+        placeholder_ids: stream -> id that stands for one of its tokens in a prompt.
+
+    Raises:
+        CheckpointError: a file or a token that is missing.
+    """
 
     FILES = TOKENIZER
 
@@ -35,11 +43,11 @@ class Tokenizer:
             self.files = {name: (self.folder / name).read_bytes() for name in self.FILES}
             self.backend = RustTokenizer.from_buffer(self.files["tokenizer.json"])
             names = dict(json.loads(self.files["tokenizer_config.json"]))
-        except Exception as error:  # the Rust parser raises bare Exception
+        except Exception as error:  # the parser, which is written in Rust, raises bare Exception
             raise CheckpointError(f"{self.folder}: the tokenizer files cannot be read ({error})") from error
         self.backend.no_truncation()
         self.backend.no_padding()
-        # The spelling of a special token inside a text stays text, so that no subtitle can forge one.
+        # The spelling of a special token inside a text stays text, so a subtitle cannot forge one.
         self.backend.encode_special_tokens = True
         self.bos, self.eos = (self._named(names, kind) for kind in ("bos_token", "eos_token"))
         self.bos_id, self.eos_id = self._id(self.bos), self._id(self.eos)
@@ -53,40 +61,43 @@ class Tokenizer:
         return token
 
     def _id(self, token: str) -> int:
-        found = self.backend.token_to_id(token)
-        if found is None:
+        id_ = self.backend.token_to_id(token)
+        if id_ is None:
             raise CheckpointError(
-                f"{self.folder / 'tokenizer.json'}: no token {token}; `nanoemox convert` adds the ones the model needs"
+                f"{self.folder / 'tokenizer.json'}: no token {token}; "
+                "`nanoemox convert` adds the ones that the model needs"
             )
-        return found
+        return id_
 
     def __len__(self) -> int:
         return self.backend.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text; bos and placeholders are added by id. Raises ValueError for text that is no Unicode."""
+        """Ids of plain text, without special tokens. Raises InputError for text that is not valid Unicode."""
         try:
             # Command-line arguments hold escaped bytes where the locale is not UTF-8.
             text = text.encode("utf-8", "surrogateescape").decode("utf-8")
         except UnicodeError as error:
-            raise ValueError("the subtitle or the question is not valid Unicode text") from error
+            raise InputError("the subtitle or the question is not valid Unicode text") from error
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, special tokens kept."""
+        """Text of ids, including special tokens."""
         return self.backend.decode(list(ids), skip_special_tokens=False)
 
     def save(self, folder: str | Path) -> None:
+        """Write the tokenizer's files, byte by byte as they were read."""
         for name, data in self.files.items():
             (Path(folder) / name).write_bytes(data)
 
 
 def check_vocabulary(tokenizer: Tokenizer, config: NanoEmoXConfig, where: object) -> None:
     """Raises CheckpointError where the tokenizer has ids that the language model cannot look up."""
-    # Placeholders are never looked up in the embedding, so their ids may lie past its end (architecture section 9).
+    # Placeholders are never looked up: their ids may lie past the embedding (docs/architecture.md section 9).
     looked_up = set(tokenizer.backend.get_vocab().values()) - set(tokenizer.placeholder_ids.values())
-    if max(looked_up) >= config.language.vocab_size:
+    known, embedded = max(looked_up) + 1, config.language.vocab_size
+    if known > embedded:
         raise CheckpointError(
-            f"{where}: the tokenizer knows {max(looked_up) + 1} ids, the language model {config.language.vocab_size}; "
+            f"{where}: the tokenizer knows {known} ids, the language model {embedded}; "
             "they do not belong together"
         )
