@@ -1,11 +1,12 @@
-"""The whole model, top to bottom: encode a clip, lay its tokens into the prompt, answer."""
+"""The whole model, top to bottom: encode a clip, put its tokens into the prompt, answer.
+
+The data flow is drawn in docs/architecture.md section 1; section 21 follows a clip through these methods.
+"""
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,68 +16,85 @@ from .bundle.folder import CARD
 from .bundle.official_names import OfficialTensors
 from .bundle.save import save_bundle
 from .config import FRAMES, WINDOW_SAMPLES, WINDOWS, NanoEmoXConfig
-from .errors import CheckpointError, UsageError
-from .generation.generate import Request, generate
+from .errors import CheckpointError, InputError
+from .generation.answering import TaskRequest, check_lengths, generate_answers
 from .generation.sampler import Sampler
-from .generation.stop import StopRule, TextStream, postprocess
 from .generation.tokenizer import Tokenizer
 from .media.clip import Clip
-from .modules.audio import AudioEncoder
-from .modules.encoded import Encoded
-from .modules.face import FaceEncoder, FaceHead
-from .modules.fusion import build_fusion
+from .modules.encoded import AudioStream, Encoded, FaceStream, FusionStream, VisionStream
 from .modules.language import LanguageModel
-from .modules.qformer import build_branch
-from .modules.vision import VisionEncoder
+from .modules.parts import (
+    AudioPart,
+    BranchPart,
+    FaceHeadPart,
+    FacePart,
+    FusionPart,
+    LanguagePart,
+    VisionPart,
+)
+from .modules.reference import reference_parts
+from .modules.splice import splice_streams, without_placeholders
 from .tasks import TASKS, Reply, Task, check_labels, get_task
 
 _ENCODERS = ("vision", "audio", "face")
 
 
-def reference_parts(config: NanoEmoXConfig) -> dict[str, nn.Module]:
-    """The plain PyTorch parts. Another implementation offers the same names with the same calls."""
-    width, visual, audio = config.language.hidden_size, config.vision.hidden_size, config.audio.hidden_size
-    return {
-        "vision": VisionEncoder(config.vision),
-        "audio": AudioEncoder(config.audio),
-        "face": FaceEncoder(config.face),
-        "face_head": FaceHead(config.face, width),
-        "video_branch": build_branch(config.video_branch, config.qformer, visual, width),
-        "audio_branch": build_branch(config.audio_branch, config.qformer, audio, width),
-        "fusion": build_fusion(config.fusion, config.qformer, len(config.vision.taps), audio, visual, width),
-        "language": LanguageModel(config.language, config.lora),
-    }
+def reference_language(model: "NanoEmoX") -> LanguageModel:
+    """The language model of a reference model:
+
+    Hugging Face's, which trains, merges adapters and ties its head.
+    """
+    language = model.language
+    if not isinstance(language, LanguageModel):
+        raise TypeError(f"the reference language model is needed here, got {type(language).__name__}")
+    return language
 
 
 class NanoEmoX(nn.Module):
-    """Nano-EmoX. Built from a configuration it is the reference with random weights; `nanoemox.load` fills it."""
+    """Nano-EmoX: `answer` one task about a clip, `answer_all` six, `encode` a clip, `save` a bundle.
 
-    vision: Any
-    audio: Any
-    face: Any
-    face_head: Any
-    video_branch: Any
-    audio_branch: Any
-    fusion: Any
-    language: Any
+    Built from a configuration it is the reference with random weights, also on the meta device;
+    `nanoemox.load` gives one with the weights of a bundle. The reference trains; the fast form is for
+    inference.
+
+    Attributes:
+        config: sizes of all parts.
+        tokenizer: of the bundle, None in a model that was built from a configuration alone.
+        templates: the words of the prompt.
+        source: folder of the bundle that it was loaded from, or None.
+        fast: whether this is the accelerated form.
+        quantize: form of the language model's weights: None, "int8" or "int4".
+
+    Source: docs/architecture.md sections 1 to 12.
+    """
+
+    vision: VisionPart
+    audio: AudioPart
+    face: FacePart
+    face_head: FaceHeadPart
+    video_branch: BranchPart
+    audio_branch: BranchPart
+    fusion: FusionPart
+    language: LanguagePart
 
     def __init__(self, config: NanoEmoXConfig, parts: dict[str, nn.Module] | None = None):
+        """parts: the eight parts by name; left out, the reference parts with random weights."""
         super().__init__()
         self.config = config
         for name, part in (reference_parts(config) if parts is None else parts).items():
             self.add_module(name, part)
         self.tokenizer: Tokenizer | None = None
         self.templates = prompts.Templates()
-        self.source: Path | None = None  # the bundle that filled it
+        self.source: Path | None = None
         self.fast = False
         self.quantize: str | None = None
         self.train(False)
 
     def train(self, mode: bool = True) -> "NanoEmoX":
-        """The encoders are frozen and stay in eval mode, stochastic depth and layer drop included."""
+        """Set the training mode. The encoders are frozen and stay in eval mode, stochastic depth included."""
         super().train(mode)
         for name in _ENCODERS:
-            getattr(self, name).eval()
+            self.get_submodule(name).eval()
         return self
 
     @property
@@ -99,98 +117,104 @@ class NanoEmoX(nn.Module):
         }
 
     def encode_streams(self, frames: Tensor | None, audio: Tensor | None) -> Encoded:
-        """frames [B,T,3,H,W] in 0..255 and audio [B,T,samples] at 16 kHz, either may be None."""
-        out = Encoded()
+        """Encode tensors; either stream may be None.
 
-        def watch_and_listen() -> None:
-            seen = [] if frames is None else [partial(self._watch, frames, out)]
-            heard = [] if audio is None else [partial(self._listen, audio, out)]
-            self._run([*seen, *heard])
-            shown = [partial(self._show, out)] if seen else []
-            self._run([*shown, partial(self._fuse, out)] if seen and heard else shown)
+        Args:
+            frames: [B,T,3,H,W], values 0 to 255, any dtype.
+            audio: [B,T,samples], 16 kHz, T windows.
 
-        looked = [] if frames is None else [partial(self._look, frames, out)]
-        self._run([*looked, watch_and_listen])  # the last, for it runs jobs of its own
-        return out
+        Returns:
+            Tokens, gates, attention and features. The fusion needs both streams.
+        """
+        vision = None if frames is None else self._encode_vision(frames)
+        face = None if frames is None else self._encode_face(frames)
+        sound = None if audio is None else self._encode_audio(audio)
+        visual = None if vision is None else self._project_visual(vision)
+        fusion = None if vision is None or sound is None else self._fuse(sound, vision)
+        return Encoded.of(vision, visual, sound, face, fusion)
 
-    def _watch(self, frames: Tensor, out: Encoded) -> None:
-        out.features["visual"], out.features["visual_taps"] = self.vision(frames)
+    def _encode_vision(self, frames: Tensor) -> VisionStream:
+        features, taps = self.vision(frames)
+        return VisionStream(features, taps)
 
-    def _show(self, out: Encoded) -> None:
-        out.visual = self.video_branch(out.features["visual"])
+    def _project_visual(self, vision: VisionStream) -> Tensor:
+        return self.video_branch(vision.features)
 
-    def _look(self, frames: Tensor, out: Encoded) -> None:
-        out.features["face"] = self.face(frames)
-        out.face, out.face_attention = self.face_head(out.features["face"])
+    def _encode_face(self, frames: Tensor) -> FaceStream:
+        features = self.face(frames)
+        tokens, attention = self.face_head(features)
+        return FaceStream(features, tokens, attention)
 
-    def _listen(self, audio: Tensor, out: Encoded) -> None:
-        out.features["audio"], out.features["audio_taps"] = self.audio(audio)
-        out.speech = self.audio_branch(out.features["audio"])
+    def _encode_audio(self, audio: Tensor) -> AudioStream:
+        features, taps = self.audio(audio)
+        tokens = self.audio_branch(features)
+        return AudioStream(features, taps, tokens)
 
-    def _fuse(self, out: Encoded) -> None:
-        read = out.features
-        out.fusion, out.gates = self.fusion(
-            read["audio"], read["audio_taps"], read["visual"], read["visual_taps"]
-        )
-
-    def _run(self, jobs: Sequence[Callable[[], None]]) -> None:
-        """Jobs that do not wait for each other; any but the first may run jobs of its own."""
-        for job in jobs:
-            job()
+    def _fuse(self, audio: AudioStream, vision: VisionStream) -> FusionStream:
+        tokens, gates = self.fusion(audio.features, audio.taps, vision.features, vision.taps)
+        return FusionStream(tokens, gates)
 
     @torch.inference_mode()
     def encode(self, clips: Clip | Sequence[Clip]) -> Encoded:
-        """Encode one clip or a batch. All clips of a batch must hold the same streams (ValueError otherwise)."""
-        batch, size = [clips] if isinstance(clips, Clip) else list(clips), self.config.vision.image_size
-        return self.encode_streams(
-            self._stack("frames", [clip.frames for clip in batch], (FRAMES, 3, size, size)),
-            self._stack("audio", [clip.audio for clip in batch], (WINDOWS, WINDOW_SAMPLES)),
-        )
+        """Encode one clip or a batch.
 
-    def _stack(self, name: str, arrays: list[Any], leading: tuple[int, ...]) -> Tensor | None:
-        present = [torch.as_tensor(array) for array in arrays if array is not None]
-        if not present:
+        Args:
+            clips: with `frames` uint8 [8,3,224,224] and `audio` float32 [8,32000], either may be None; all
+                clips of a batch hold the same streams.
+
+        Returns:
+            The streams of B clips, also of one (B = 1).
+
+        Raises:
+            InputError: clips with different streams, or arrays of another shape.
+        """
+        batch = [clips] if isinstance(clips, Clip) else list(clips)
+        size = self.config.vision.image_size
+        frames = self._stack("frames", [clip.frames for clip in batch], (FRAMES, 3, size, size))
+        audio = self._stack("audio", [clip.audio for clip in batch], (WINDOWS, WINDOW_SAMPLES))
+        return self.encode_streams(frames, audio)
+
+    def _stack(self, name: str, arrays: list[Any], shape: tuple[int, ...]) -> Tensor | None:
+        """One stream of a batch on the model's device, each array of at least `shape`;
+
+        None where all are None.
+        """
+        tensors = [torch.as_tensor(array) for array in arrays if array is not None]
+        if not tensors:
             return None
-        if len(present) < len(arrays):
-            raise ValueError(
+        if len(tensors) < len(arrays):
+            raise InputError(
                 f"some clips of the batch have no {name}: encode clips with the same streams together"
             )
-        for tensor in present:
-            if tuple(tensor.shape[: len(leading)]) != leading:
-                raise ValueError(
-                    f"{name} must start with the shape {list(leading)}, got {list(tensor.shape)}"
-                )
-        return torch.stack(present).to(self.device)
+        for tensor in tensors:
+            if tuple(tensor.shape[: len(shape)]) != shape:
+                raise InputError(f"{name} must start with the shape {list(shape)}, got {list(tensor.shape)}")
+        return torch.stack(tensors).to(self.device)
 
     def splice(self, ids: Tensor, encoded: Encoded) -> Tensor:
-        """ids [B,L] with placeholders -> embeddings [B,L,W] with the streams' tokens in their place.
+        """Embed a prompt and put the streams' tokens in the place of their placeholders.
 
-        Raises ValueError where a placeholder does not occur exactly its count and consecutively (section 11).
+        Args:
+            ids: [B,L], placeholders included.
+            encoded: streams of B clips.
+
+        Returns:
+            [B,L,W] in the dtype of the embedding.
+
+        Raises:
+            InputError: the prompt shows a stream that the clip does not have, or the placeholders of a stream
+                do not occur exactly as often as it has tokens, one after the other (docs/architecture.md
+                section 11).
+            CheckpointError: the model has no tokenizer.
         """
+        placeholders = self._required_tokenizer().placeholder_ids
+        embeds = self.language.embed(without_placeholders(ids, placeholders))
+        return splice_streams(embeds, ids, encoded, placeholders, self.token_counts)
+
+    def _required_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
             raise CheckpointError("the model has no tokenizer: load it from a bundle with nanoemox.load")
-        placeholders = self.tokenizer.placeholder_ids
-        text = ids.clone()
-        for token in placeholders.values():
-            text[ids == token] = 0
-        embeds = self.language.embed(text)
-        for kind, token in placeholders.items():
-            here = ids == token
-            if not here.any():
-                continue
-            tokens, count = encoded.stream(kind), self.token_counts[kind]
-            if tokens is None:
-                raise ValueError(f"the prompt shows {kind}, but the clip has none")
-            for row in range(ids.shape[0]):
-                found = here[row].nonzero().flatten()
-                if len(found) == 0:
-                    continue
-                if len(found) != count or int(found[-1] - found[0]) != count - 1:
-                    raise ValueError(
-                        f"row {row}: want {count} consecutive {kind} placeholders, got {len(found)}"
-                    )
-                embeds[row, int(found[0]) : int(found[0]) + count] = tokens[row].to(embeds.dtype)
-        return embeds
+        return self.tokenizer
 
     def prompt_ids(
         self,
@@ -200,18 +224,18 @@ class NanoEmoX(nn.Module):
         question: str | None = None,
         labels: Sequence[str] | None = None,
     ) -> list[int]:
-        """Token ids of the prompt, bos first."""
-        if self.tokenizer is None:
-            raise CheckpointError("the model has no tokenizer: load it from a bundle with nanoemox.load")
+        """Token ids of the prompt for a clip, bos first (docs/architecture.md section 10)."""
+        tokenizer = self._required_tokenizer()
         task = get_task(task) if isinstance(task, str) else task
-        name = prompts.modality_set(
+        modalities = prompts.modality_set(
             frames=clip.frames is not None, audio=clip.audio is not None, subtitle=bool(clip.subtitle)
         )
-        asked = (
-            question if question is not None else task.ask(labels, self.templates.questions.get(task.name))
+        if question is None:
+            question = task.ask(labels, self.templates.questions.get(task.name))
+        segments = prompts.build(
+            modalities, subtitle=clip.subtitle, question=question, templates=self.templates
         )
-        segments = prompts.build(name, subtitle=clip.subtitle, question=asked, templates=self.templates)
-        return [self.tokenizer.bos_id, *prompts.tokenize(segments, self.tokenizer, self.token_counts)]
+        return [tokenizer.bos_id, *prompts.tokenize(segments, tokenizer, self.token_counts)]
 
     def answer(
         self,
@@ -231,17 +255,33 @@ class NanoEmoX(nn.Module):
         """Answer one task about one clip.
 
         Args:
+            clip: of `nanoemox.read_clip`, or built from arrays; a stream that is None is left out of the
+                prompt.
             task: msa, mer, ov-mer, eri, mir or erg.
             question: replaces the task's question; the answer is still read as the task's.
-            max_new_tokens: default by task, 32 to 512.
-            temperature: 0 is greedy; above it, a draw among the `top_k` likeliest (0: all) within `top_p`, with `seed`.
+            max_new_tokens: at least 1; default by task, 32 to 512.
+            temperature: 0 is greedy; above it, a draw from the `top_k` likeliest tokens within `top_p`.
+            top_p: share of the probability that is drawn from, in (0, 1].
+            top_k: number of tokens that are drawn from; 0: all.
+            seed: of the draws; None: a new one each time.
             stream: called with pieces of the text as they appear.
-            labels: replaces the candidates of a task that has them.
-            cancelled: asked between tokens; once it says True the answer ends there, `finish` "cancelled".
+            labels: replaces the candidates of a task that has them (mer, msa, mir).
+            cancelled: called between tokens; once it returns True the answer ends, `finish` is "cancelled".
+
+        Returns:
+            Text, labels, reply and chain as the task has them, gates, attention, seconds of each stage.
+
+        Raises:
+            UsageError: a task, limit or sampling option that does not exist or is out of range.
+            InputError: a clip of other shapes or with nothing in it, a prompt that is too long, or outputs
+                that are not finite numbers.
+            CheckpointError: the model has no tokenizer.
+
+        Source: docs/architecture.md sections 10 and 12, docs/tasks.md section 3.
         """
         sampler = Sampler(temperature, top_p, seed, top_k)
-        job = _Job(get_task(task), question, check_labels(labels), max_new_tokens, sampler)
-        (reply,) = self._answer(clip, [job], stream, cancelled)
+        request = TaskRequest(get_task(task), question, check_labels(labels), max_new_tokens, sampler)
+        (reply,) = self._answer_tasks(clip, [request], stream, cancelled)
         return reply
 
     def answer_all(
@@ -252,80 +292,79 @@ class NanoEmoX(nn.Module):
         labels: dict[str, Sequence[str]] | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> dict[str, Reply]:
-        """All six tasks, greedy. `labels` replaces candidates by task.
+        """Answer all six tasks about one clip, greedily.
 
-        The encoders run once, what the prompts share is read once, and the answers are decoded side by side; `seconds`
-        of a reply run until it was complete.
+        The encoders run once, what the prompts share is read once, and the answers are decoded as one batch.
+
+        Args:
+            clip: as for `answer`.
+            max_new_tokens: of every answer; default by task.
+            labels: candidates by task, in place of the task's own.
+            cancelled: as for `answer`; it ends all answers.
+
+        Returns:
+            Task name -> reply; `seconds` of a reply run until it was complete.
+
+        Raises:
+            As `answer` does.
         """
-        candidates = {get_task(name).name: check_labels(given) for name, given in (labels or {}).items()}
-        jobs = [
-            _Job(task, None, candidates.get(task.name), max_new_tokens, Sampler()) for task in TASKS.values()
+        candidates = {get_task(name).name: check_labels(names) for name, names in (labels or {}).items()}
+        requests = [
+            TaskRequest(task, None, candidates.get(task.name), max_new_tokens) for task in TASKS.values()
         ]
-        return {reply.task: reply for reply in self._answer(clip, jobs, None, cancelled)}
+        return {reply.task: reply for reply in self._answer_tasks(clip, requests, None, cancelled)}
 
     @torch.inference_mode()
-    def _answer(
+    def _answer_tasks(
         self,
         clip: Clip,
-        jobs: "list[_Job]",
+        tasks: list[TaskRequest],
         stream: Callable[[str], None] | None,
         cancelled: Callable[[], bool] | None,
     ) -> list[Reply]:
-        """Answer several tasks about one clip; `stream` is fed with the first."""
-        limits = [job.limit() for job in jobs]
+        """Answer several tasks about one clip; `stream` gets the text of the first."""
+        limits = [task.limit for task in tasks]
         started = time.perf_counter()
         encoded = self.encode(clip)
         self._synchronize()
-        seconds = time.perf_counter() - started
-        prompts_ = [self.prompt_ids(clip, job.task, question=job.question, labels=job.labels) for job in jobs]
-        room = self.config.language.max_positions
-        for ids, limit in zip(prompts_, limits, strict=True):
-            if len(ids) + limit > room:
-                raise ValueError(
-                    f"the prompt has {len(ids)} tokens and {limit} more are wanted, but the language model holds "
-                    f"{room}: shorten the subtitle or the question, or ask for fewer tokens"
-                )
-        embeds = [self.splice(torch.tensor([ids], device=self.device), encoded)[0] for ids in prompts_]
-        tokenizer = cast(Tokenizer, self.tokenizer)  # splice asked for it
-        shared = _shared(prompts_) if len(jobs) > 1 else 0
-        stop, feed = StopRule(tokenizer), TextStream(tokenizer, stream) if stream else None
-        requests = [
-            Request(embed[shared:], limit, stop, job.sampler)
-            for embed, limit, job in zip(embeds, limits, jobs, strict=True)
+        seconds = {"read": clip.read_seconds, "encode": time.perf_counter() - started}
+
+        prompt_ids = [
+            self.prompt_ids(clip, task.task, question=task.question, labels=task.labels) for task in tasks
         ]
-        if feed:
-            requests[0].watch = feed.push
-        results = generate(
-            self.language, requests, shared=embeds[0][:shared] if shared else None, cancelled=cancelled
+        check_lengths(prompt_ids, limits, self.config.language.max_positions)
+        embeds = [self.splice(torch.tensor([ids], device=self.device), encoded)[0] for ids in prompt_ids]
+        tokenizer = self._required_tokenizer()
+        results = generate_answers(
+            self.language, tokenizer, tasks, prompt_ids, embeds, stream=stream, cancelled=cancelled
         )
         gates, attention = encoded.gates, encoded.face_attention
-        replies = []
-        for job, result in zip(jobs, results, strict=True):
-            text = postprocess(tokenizer.decode(result.ids), tokenizer.bos, tokenizer.eos)
-            parsed = job.task.parse(text, job.labels or job.task.labels)
-            replies.append(
-                Reply(
-                    task=job.task.name,
-                    text=text,
-                    labels=parsed.labels,
-                    reply=parsed.reply,
-                    chain=parsed.chain,
-                    tokens=len(result.ids),
-                    finish=result.finish,
-                    modalities=clip.modalities,
-                    gates=None if gates is None else gates[0].tolist(),
-                    face_attention=None if attention is None else attention[0].tolist(),
-                    seconds={"read": clip.read_seconds, "encode": seconds, **result.seconds},
-                )
+        return [
+            task.reply(
+                tokens,
+                tokenizer,
+                modalities=clip.modalities,
+                gates=None if gates is None else gates[0].tolist(),
+                face_attention=None if attention is None else attention[0].tolist(),
+                seconds=seconds,
             )
-        return replies
+            for task, tokens in zip(tasks, results, strict=True)
+        ]
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def save(self, folder: str | Path) -> None:
-        """Write a bundle; `nanoemox.load(folder)` gives identical outputs. A bundle that is there is replaced whole."""
+        """Write a bundle; `nanoemox.load(folder)` gives identical outputs.
+
+        Args:
+            folder: absent, empty, or an older bundle, which is replaced whole.
+
+        Raises:
+            CheckpointError: the model has no tokenizer, or the folder holds something else or cannot be
+                written.
+        """
         if self.tokenizer is None:
             raise CheckpointError(
                 "a bundle needs a tokenizer: set model.tokenizer, or start from a loaded bundle"
@@ -339,28 +378,3 @@ class NanoEmoX(nn.Module):
             self.templates,
             card=card.read_text() if card is not None and card.is_file() else None,
         )
-
-
-@dataclass
-class _Job:
-    task: Task
-    question: str | None
-    labels: list[str] | None
-    max_new_tokens: int | None
-    sampler: Sampler
-
-    def limit(self) -> int:
-        limit = self.task.max_new_tokens if self.max_new_tokens is None else self.max_new_tokens
-        if limit < 1:
-            raise UsageError(f"max_new_tokens must be at least 1, got {limit}")
-        return limit
-
-
-def _shared(prompts_: list[list[int]]) -> int:
-    """How many ids all prompts begin with; at least one of each is left."""
-    alike = 0
-    for ids in zip(*(ids[:-1] for ids in prompts_), strict=False):
-        if len(set(ids)) > 1:
-            break
-        alike += 1
-    return alike

@@ -1,6 +1,7 @@
 """Fused ops of Nano-EmoX as functions of tensors. Importing this needs torch alone: no GPU, no Triton, no compiler."""
 
 from ._library import status
+from ._tuning import is_tuned, settings
 from .ops.activation.op import gelu_, quick_gelu_
 from .ops.attn.op import attn
 from .ops.expert_fusion.op import expert_fusion
@@ -27,8 +28,10 @@ __all__ = [
     "fold_expert_fusion",
     "fold_temporal_xattn",
     "gelu_",
+    "is_tuned",
     "norm_act",
     "quick_gelu_",
+    "settings",
     "status",
     "tap_pool_",
     "temporal_xattn",

@@ -1,10 +1,14 @@
-"""Launch settings as reviewed data: configs/<GPU>.json, else a default that is right everywhere. Nothing is timed."""
+"""Settings as reviewed data: configs/<GPU>.json, else a default that is right everywhere. Nothing is timed.
+
+An entry is the launch settings of a Triton kernel, or numbers that the model's code reads through `settings`.
+"""
 
 import json
 import re
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +22,9 @@ def path(gpu: str) -> Path:
 
 
 @cache
-def load(gpu: str) -> dict[str, dict[str, int]]:
+def load(gpu: str) -> dict[str, dict[str, Any]]:
     """Every kernel's settings on a GPU; "" for the default. benchmarks/gpu/tune.py changes the one that it is given."""
-    found: dict[str, dict[str, int]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for file in (_FOLDER / "default.json", path(gpu)):
         if file.is_file():
             found |= json.loads(file.read_text())
@@ -28,7 +32,7 @@ def load(gpu: str) -> dict[str, dict[str, int]]:
 
 
 @cache
-def _of(device: int) -> dict[str, dict[str, int]]:
+def _of(device: int) -> dict[str, dict[str, Any]]:
     return load(torch.cuda.get_device_name(device))
 
 
@@ -53,3 +57,18 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager:
 def rows_at_once(numbers: int, width: int) -> int:
     """Rows of `width`, a power of two, of a program that is to hold so many numbers; a power of two."""
     return max(numbers // width, 1)
+
+
+def settings(name: str, device: torch.device) -> dict[str, Any]:
+    """An entry of the configuration of `device`, whatever the current GPU is; the default for anything but a GPU.
+
+    Raises KeyError for a name that no configuration has.
+    """
+    if device.type != "cuda":
+        return load("")[name]
+    return _of(torch.cuda.current_device() if device.index is None else device.index)[name]
+
+
+def is_tuned(device: torch.device) -> bool:
+    """Whether `device` is a GPU with a configuration of its own; others run with the default."""
+    return device.type == "cuda" and path(torch.cuda.get_device_name(device)).is_file()

@@ -13,7 +13,7 @@ from nanoemox.config import FaceConfig
 from nanoemox.errors import CheckpointError
 from nanoemox.fast.accelerate import accelerate
 from nanoemox.fast.face import FastFace
-from nanoemox.fast.layers.tensor_store import Weights
+from nanoemox.fast.layers.tensor_store import TensorStore
 from nanoemox.fast.model import FastNanoEmoX
 from nanoemox.fast.qformer import FastQFormerBranch
 from nanoemox.fast.support import why_not
@@ -196,7 +196,7 @@ def test_frames_of_any_size(window, size):
     frames = torch.randint(0, 256, (1, 3, 3, *size))
     reference = FaceEncoder(face).eval().requires_grad_(False)
     want = reference(frames)
-    weights = Weights(torch.nn.ModuleDict({"face": reference}), config)
+    weights = TensorStore.of(torch.nn.ModuleDict({"face": reference}), config)
     fast = FastFace(face, weights.under("facial_encoder.facexformer."))
     for _ in range(2):
         assert (fast(frames) - want).abs().max() <= 2e-5 * want.abs().max()
@@ -204,7 +204,7 @@ def test_frames_of_any_size(window, size):
 
 
 def fast_branch(reference, config):
-    weights = Weights(torch.nn.ModuleDict({"audio_branch": deepcopy(reference)}), config)
+    weights = TensorStore.of(torch.nn.ModuleDict({"audio_branch": deepcopy(reference)}), config)
     return FastQFormerBranch(config.qformer, weights, "audio")
 
 

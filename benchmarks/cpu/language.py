@@ -50,7 +50,7 @@ def reference(config: LanguageConfig, dtype: torch.dtype) -> LanguageModel:
             parameter.normal_(0, 0.5 * parameter.shape[-1] ** -0.5)
     rotary = model.model.rotary_emb
     rotary.inv_freq, rotary.original_inv_freq = (rotary.compute_default_rope_parameters(model.config)[0],) * 2
-    language = LanguageModel.around(model)
+    language = LanguageModel(model)
     language.tie()
     return language
 

@@ -10,21 +10,20 @@ from torch import Tensor, nn
 from nanoemox_kernels import Tap, conv_norm_act, time_conv
 
 from ..config import AudioConfig
-from ..modules.audio import AudioEncoder
 from .cuda_graphs import Replayed, replayed
 from .layers.attention import pieces
 from .layers.linear import PackedLinear, activate_, has_fused_ops, normed
-from .layers.tensor_store import Weights, pack
+from .layers.tensor_store import TensorStore, pack
 from .layers.transformer import MLP, Block, run_post_norm, run_pre_norm, self_attention
 
 
-class FastAudio(Replayed, AudioEncoder):
+class FastAudio(Replayed):
     """AudioEncoder on the official tensors under `acoustic_encoder.model.`."""
 
     blocks: Sequence[Block]
 
-    def __init__(self, config: AudioConfig, weights: Weights):
-        nn.Module.__init__(self)
+    def __init__(self, config: AudioConfig, weights: TensorStore):
+        super().__init__()
         self.config = config
         stem = weights.under("feature_extractor.conv_layers.")
         self.convolutions = nn.ModuleList(_Convolution(config, stem, i) for i in range(len(config.conv_dim)))
@@ -43,7 +42,10 @@ class FastAudio(Replayed, AudioEncoder):
         self.encoder_norm = encoder.norm("layer_norm", eps) if wanted else None
 
     def preprocess(self, windows: Tensor) -> Tensor:
-        """windows [B,T,S] -> zero mean and unit variance as in the reference, fp32; one pass for both statistics."""
+        """windows [B,T,S] -> zero mean and unit variance as in the reference, fp32;
+
+        one pass for both statistics.
+        """
         waves = windows.float()
         if not self.config.normalize:
             return waves
@@ -96,7 +98,7 @@ class FastAudio(Replayed, AudioEncoder):
 class _Convolution(nn.Module):
     """A layer of the front end, channels last: a product over windows of the signal, norm, activation."""
 
-    def __init__(self, config: AudioConfig, weights: Weights, layer: int):
+    def __init__(self, config: AudioConfig, weights: TensorStore, layer: int):
         super().__init__()
         self.kernel, self.stride = config.conv_kernel[layer], config.conv_stride[layer]
         stem = weights.under(f"{layer}.")
@@ -135,11 +137,14 @@ class _Convolution(nn.Module):
 
 
 class _PositionalConvolution(nn.Module):
-    """The grouped convolution along time that tells positions apart: a product a group, weight norm multiplied out."""
+    """The grouped convolution along time that tells positions apart:
+
+    a product a group, weight norm multiplied out.
+    """
 
     groups: Sequence[PackedLinear]
 
-    def __init__(self, config: AudioConfig, weights: Weights):
+    def __init__(self, config: AudioConfig, weights: TensorStore):
         super().__init__()
         self.kernel, self.activation = config.position_kernel, config.conv_activation
         self._kept: tuple[Tensor, Tensor] | None = None
@@ -184,7 +189,7 @@ class _PositionalConvolution(nn.Module):
         return kept
 
 
-def _block(config: AudioConfig, weights: Weights) -> Block:
+def _block(config: AudioConfig, weights: TensorStore) -> Block:
     up = weights.linear("feed_forward.intermediate_dense", activation=config.activation)
     return Block(
         weights.norm("layer_norm", config.layer_norm_eps),

@@ -15,25 +15,25 @@ from nanoemox_kernels import (
 )
 
 from ..config import FaceConfig
-from ..modules.face import _IMAGENET_MEAN, _IMAGENET_STD, FaceEncoder
+from ..modules.face import imagenet_normalized
 from .cuda_graphs import Replayed, replayed
 from .layers.attention import pieces
 from .layers.linear import normed
 from .layers.swin import Stage
-from .layers.tensor_store import Buffers, Weights, pack
+from .layers.tensor_store import Buffers, TensorStore, pack
 
 _PATCH = 4
 
 
-class FastFace(Replayed, FaceEncoder):
+class FastFace(Replayed):
     """FaceEncoder on the official tensors under `facial_encoder.facexformer.`."""
 
     pyramid: Sequence[Stage]
     head: Tensor
     head_bias: Tensor
 
-    def __init__(self, config: FaceConfig, weights: Weights):
-        nn.Module.__init__(self)
+    def __init__(self, config: FaceConfig, weights: TensorStore):
+        super().__init__()
         self.config = config
         self.replays = not config.imagenet_normalize  # it copies constants from the host
         backbone = weights.under("backbone.0.")
@@ -48,11 +48,7 @@ class FastFace(Replayed, FaceEncoder):
     def embed(self, frames: Tensor) -> tuple[Tensor, int, int]:
         """frames [N,3,H,W] in 0..255 -> patches [N,h*w,C], h, w; sides that do not divide are padded."""
         if self.config.imagenet_normalize:
-            frames = frames.float()
-            mean, std = (
-                torch.tensor(v, device=frames.device).view(3, 1, 1) for v in (_IMAGENET_MEAN, _IMAGENET_STD)
-            )
-            frames = (frames / 255 - mean) / std
+            frames = imagenet_normalized(frames)
         H, W = frames.shape[2:]
         pixels = frames.to(self.norm.weight.dtype)
         if H % _PATCH or W % _PATCH:  # padding by nothing would still copy
@@ -91,7 +87,7 @@ class FastFace(Replayed, FaceEncoder):
                 size = [(side + 1) // 2 for side in size]
 
 
-def _fold_head(weights: Weights, stages: int) -> tuple[Tensor, Tensor]:
+def _fold_head(weights: TensorStore, stages: int) -> tuple[Tensor, Tensor]:
     """A linear layer a stage and the 1x1 convolution that joins them: [F, sum of widths] and [F], in fp32.
 
     Everything between a stage and the mean over positions is linear, so the mean may come first.
@@ -122,7 +118,7 @@ def _pool_(out: Tensor, hidden: Tensor, size: tuple[int, int], target: tuple[int
 class FastFaceHead(nn.Module):
     """FaceHead on the official tensors under `facial_encoder.`."""
 
-    def __init__(self, config: FaceConfig, weights: Weights):
+    def __init__(self, config: FaceConfig, weights: TensorStore):
         super().__init__()
         names = (
             "query", "attn.in_proj_weight", "attn.in_proj_bias", "attn.out_proj.weight", "attn.out_proj.bias",

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from nanoemox_kernels import ExpertFusionWeights, FoldedExpertFusion, expert_fusion, fold_expert_fusion
 
 from ..config import FusionConfig
-from .layers.tensor_store import Buffers, Weights
+from .layers.tensor_store import Buffers, TensorStore
 
 _SHARED = ("audio_proj", "visual_proj", "gate_mlp.0", "gate_mlp.3")
 _EXPERT = (
@@ -19,7 +19,7 @@ _EXPERT = (
 class FastFusion(nn.Module):
     """MultiscaleFusion on its official tensors."""
 
-    def __init__(self, config: FusionConfig, weights: Weights, experts: int):
+    def __init__(self, config: FusionConfig, weights: TensorStore, experts: int):
         super().__init__()
         self.tokens, self.heads = config.tokens, config.heads
         fusion = weights.under("multi_multiscale_fusion.")

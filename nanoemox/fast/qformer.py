@@ -1,4 +1,7 @@
-"""The Q-Former of a branch. What its learned queries go through before they meet the context is worked out at load."""
+"""The Q-Former of a branch.
+
+What its learned queries go through before they meet the context is worked out at load.
+"""
 
 from collections.abc import Sequence
 
@@ -6,7 +9,7 @@ from torch import Tensor, nn
 
 from ..config import QFormerConfig
 from .layers.attention import attend
-from .layers.tensor_store import Weights
+from .layers.tensor_store import TensorStore
 from .layers.transformer import MLP, SelfAttention, step
 
 _KEY_VALUE = ("key", "value")
@@ -24,7 +27,7 @@ class FastQFormerBranch(nn.Module):
     hidden: Tensor
     query: Tensor
 
-    def __init__(self, config: QFormerConfig, weights: Weights, stem: str):
+    def __init__(self, config: QFormerConfig, weights: TensorStore, stem: str):
         super().__init__()
         weights = weights.floating()
         bert, (position, proj) = weights.under(f"{stem}_Qformer.bert."), _NAMES[stem]
@@ -62,7 +65,7 @@ class FastQFormerBranch(nn.Module):
 class _Ask(nn.Module):
     """A layer up to its question to the context: self-attention, norm, query of the cross-attention."""
 
-    def __init__(self, config: QFormerConfig, weights: Weights):
+    def __init__(self, config: QFormerConfig, weights: TensorStore):
         super().__init__()
         qkv = weights.linear(*(f"attention.self.{name}" for name in ("query", *_KEY_VALUE)))
         self.attention = SelfAttention(qkv, weights.linear("attention.output.dense"), config.heads)
@@ -78,7 +81,7 @@ class _Ask(nn.Module):
 class _Read(nn.Module):
     """The rest of a layer: cross-attention on keys and values that are given, MLP, a norm behind each."""
 
-    def __init__(self, config: QFormerConfig, weights: Weights):
+    def __init__(self, config: QFormerConfig, weights: TensorStore):
         super().__init__()
         self.heads, self.out = config.heads, weights.linear("crossattention.output.dense")
         self.norm1 = weights.norm("crossattention.output.LayerNorm", config.layer_norm_eps)
@@ -87,7 +90,10 @@ class _Read(nn.Module):
         self.norm2 = weights.norm("output_query.LayerNorm", config.layer_norm_eps)
 
     def forward(self, hidden: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """hidden, query [B,M,D], key, value [B,H,T,d] -> [B,M,D]. The sums overwrite the products, hidden stays."""
+        """hidden, query [B,M,D], key, value [B,H,T,d] -> [B,M,D].
+
+        The sums overwrite the products, hidden stays.
+        """
         mixed = attend(query.unflatten(-1, (self.heads, -1)).transpose(1, 2), key, value)
         hidden = step(self.out(mixed), hidden, self.norm1)
         return step(self.mlp(hidden), hidden, self.norm2)

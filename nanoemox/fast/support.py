@@ -30,7 +30,10 @@ def why_not(config: NanoEmoXConfig, device: torch.device, quantize: str | None =
 
 
 def why_no_engine(config: Any, device: torch.device, quantize: str | None = None) -> str:
-    """Why a language model (Hugging Face's configuration) stays Hugging Face's; "" where the engine runs it."""
+    """Why a language model (Hugging Face's configuration) stays Hugging Face's;
+
+    "" where the engine runs it.
+    """
     if device.type != "cpu":
         return "the decode engine is for the CPU"
     if missing := cpu_engine.why_not():

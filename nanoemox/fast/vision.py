@@ -9,24 +9,23 @@ from torch import Tensor, nn
 from nanoemox_kernels import Tap
 
 from ..config import VisionConfig
-from ..modules.vision import VisionEncoder
 from .cuda_graphs import Replayed, replayed
 from .layers.attention import pieces
 from .layers.linear import has_fused_ops
-from .layers.tensor_store import Weights, pack
+from .layers.tensor_store import TensorStore, pack
 from .layers.transformer import MLP, Block, first_row_attention, run_pre_norm, self_attention, step
 
 _QUICK = 1.702
 
 
-class FastVision(Replayed, VisionEncoder):
+class FastVision(Replayed):
     """VisionEncoder on the official tensors under `visual_encoder.model.vision_model.`."""
 
     blocks: Sequence[Block]  # all but the last
     last: Block | None
 
-    def __init__(self, config: VisionConfig, weights: Weights):
-        nn.Module.__init__(self)
+    def __init__(self, config: VisionConfig, weights: TensorStore):
+        super().__init__()
         self.config = config
         embeddings = weights.under("embeddings.")
         position = embeddings.take("position_embedding.weight").clone()
@@ -45,7 +44,10 @@ class FastVision(Replayed, VisionEncoder):
         self.last = layers[-1] if layers else None
 
     def _place(self) -> None:
-        """Constants of `preprocess` in fp32, whatever the dtype: made beforehand, a CUDA graph takes no host copies."""
+        """Constants of `preprocess` in fp32, whatever the dtype:
+
+        made beforehand, a CUDA graph takes no host copies.
+        """
         given = self.config.mean, self.config.std
         mean, std = (torch.tensor(value, dtype=torch.float64).view(3, 1, 1) for value in given)
         self.scale, self.shift = (t.float().to(self.position.device) for t in (1 / (255 * std), -mean / std))
@@ -99,7 +101,7 @@ class FastVision(Replayed, VisionEncoder):
         return kept[..., -D:], kept[..., :-D]
 
 
-def _block(config: VisionConfig, weights: Weights, last: bool) -> Block:
+def _block(config: VisionConfig, weights: TensorStore, last: bool) -> Block:
     attention = (first_row_attention if last else self_attention)(weights.under("self_attn."), config.heads)
     norm1, norm2 = (weights.norm(f"layer_norm{i}", config.layer_norm_eps) for i in (1, 2))
     if config.activation != "quick_gelu":
@@ -109,7 +111,8 @@ def _block(config: VisionConfig, weights: Weights, last: bool) -> Block:
         return Block(
             norm1, attention, norm2, MLP(weights.linear("mlp.fc1"), weights.linear("mlp.fc2"), quick=True)
         )
-    # x sigmoid(1.702 x) = silu(1.702 x) / 1.702: one factor goes into the norm before, the other behind the MLP.
+    # x sigmoid(1.702 x) = silu(1.702 x) / 1.702: one factor goes into the norm before, the other behind the
+    # MLP.
     for parameter in norm2.parameters():
         parameter.data = parameter * _QUICK
     up, down = weights.linear("mlp.fc1", activation="silu"), weights.linear("mlp.fc2")

@@ -1,4 +1,7 @@
-"""HuBERT: time means of a few layers as features and of three layers as taps (architecture section 3)."""
+"""HuBERT: time means of a few layers as features and of three layers as taps.
+
+Source: docs/architecture.md section 3.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +11,8 @@ from ..config import AudioConfig
 
 
 class AudioEncoder(nn.Module):
+    """Hugging Face's HubertModel over the windows of a clip, each for itself."""
+
     def __init__(self, config: AudioConfig):
         super().__init__()
         self.config = config

@@ -1,4 +1,4 @@
-"""FaceXFormer's encoder and the temporal query attention over frames (architecture section 8)."""
+"""FaceXFormer's encoder and the temporal query attention over frames (docs/architecture.md section 8)."""
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +11,17 @@ from .attention import MultiheadAttention
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+def imagenet_normalized(frames: Tensor) -> Tensor:
+    """frames [N,3,H,W] in 0..255 -> fp32 with ImageNet's mean and standard deviation taken out."""
+    mean, std = (torch.tensor(v, device=frames.device).view(3, 1, 1) for v in (_IMAGENET_MEAN, _IMAGENET_STD))
+    return (frames.float() / 255 - mean) / std
+
+
 class FaceEncoder(nn.Module):
-    """One vector a frame: Swin's four stages, fused by a linear pyramid head."""
+    """One vector a frame: Swin's four stages, fused by a linear pyramid head.
+
+    The input is the raw frame, 0 to 255, as in the published model, unless the configuration asks for
+    ImageNet's normalisation (docs/architecture.md section 19, A4)."""
 
     def __init__(self, config: FaceConfig):
         super().__init__()
@@ -36,13 +45,8 @@ class FaceEncoder(nn.Module):
         self.linear_fuse = nn.Conv2d(size * len(widths), size, 1, bias=False)
 
     def stages(self, frames: Tensor) -> tuple[Tensor, ...]:
-        """frames [N,3,H,W] in 0..255 -> each stage's output [N,C,h,w] before merging and before the final norm."""
-        frames = frames.float()
-        if self.config.imagenet_normalize:
-            mean, std = (
-                torch.tensor(v, device=frames.device).view(3, 1, 1) for v in (_IMAGENET_MEAN, _IMAGENET_STD)
-            )
-            frames = (frames / 255 - mean) / std
+        """frames [N,3,H,W] in 0..255 -> the output [N,C,h,w] of each stage, before merging and the final norm."""
+        frames = imagenet_normalized(frames) if self.config.imagenet_normalize else frames.float()
         out = self.swin(
             frames.to(self.swin.dtype),
             output_hidden_states=True,

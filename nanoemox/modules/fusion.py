@@ -1,7 +1,8 @@
-"""Voice and picture joined: three gated experts over encoder taps (architecture section 7), and variants (section 18).
+"""Fusion of voice and picture: three gated experts over the encoders' taps, and the variants of the official
+code.
 
-Every fusion takes audio features, audio taps, visual features, visual taps; returns tokens [B,n,width], gates | None.
-"""
+Every fusion takes audio features, audio taps, visual features and visual taps, and returns tokens [B,n,width]
+and gates [B,E] or None. Source: docs/architecture.md sections 7 and 18."""
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,10 @@ from .qformer import QFormer
 
 
 class Expert(nn.Module):
-    """Audio asks, picture answers; the residual is the audio stream."""
+    """Cross-attention with queries from the audio and keys and values from the picture;
+
+    the residual is the audio.
+    """
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
@@ -134,7 +138,10 @@ class DenseExpert(nn.Module):
 
 
 class DenseMoEFusion(nn.Module):
-    """Variant `densemoe`: softly routed experts on time means. Routing noise is for training only (section 19, A8)."""
+    """Variant `densemoe`: softly routed experts on time means.
+
+    Routing noise is added in training only (docs/architecture.md section 19, A8).
+    """
 
     def __init__(self, config: FusionConfig, features: int, width: int):
         super().__init__()

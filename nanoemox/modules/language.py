@@ -1,4 +1,7 @@
-"""The language model: Hugging Face's Qwen2 or Llama, with LoRA through peft while the adapters are not merged."""
+"""The language model: Hugging Face's Qwen2 or Llama, with peft's LoRA until the adapters are merged.
+
+Source: docs/architecture.md section 9.
+"""
 
 import warnings
 from collections.abc import Sequence
@@ -37,21 +40,26 @@ def hugging_face_config(config: LanguageConfig) -> Any:
 
 
 class LanguageModel(nn.Module):
-    """What the rest of the model asks of a language model: `embed`, `start`, `step`, `keep` and `end`."""
+    """Hugging Face's language model behind the calls of `LanguagePart`:
 
-    def __init__(self, config: LanguageConfig, lora: LoRAConfig | None = None):
+    `embed`, `start`, `step`, `keep`, `end`.
+    """
+
+    def __init__(self, model: Any):
+        """model:
+
+        Hugging Face's Qwen2 or Llama for causal language modelling, or the same with peft's adapters.
+        """
         super().__init__()
-        base = KINDS[config.model_type][1](hugging_face_config(config))
-        self.model: Any = base if lora is None else with_lora(base, lora)
-        self.tie()
+        self.model: Any = model
 
     @classmethod
-    def around(cls, base: Any) -> "LanguageModel":
-        """The same calls on a Hugging Face model that exists already."""
-        held = cls.__new__(cls)
-        nn.Module.__init__(held)
-        held.model = base
-        return held
+    def from_config(cls, config: LanguageConfig, lora: LoRAConfig | None = None) -> "LanguageModel":
+        """A model with random weights, its head tied where the configuration says so."""
+        base = KINDS[config.model_type][1](hugging_face_config(config))
+        language = cls(base if lora is None else with_lora(base, lora))
+        language.tie()
+        return language
 
     @property
     def base(self) -> Any:
@@ -70,31 +78,35 @@ class LanguageModel(nn.Module):
     def start(
         self, prompts: Sequence[Tensor] | Tensor, shared: Tensor | None = None
     ) -> tuple[Tensor, list[Any]]:
-        """Embedded prompts, [L,hidden_size] each, all behind the same `shared` [P,hidden_size] if there is one.
+        """Read prompts.
 
-        Returns logits of the last positions [B,vocab] and the state for `step`: one cache, or one a prompt where their
-        lengths differ.
+        Args:
+            prompts: embedded, [L,hidden_size] each.
+            shared: [P,hidden_size], what stands before every prompt, or None.
+
+        Returns:
+            Logits of the last positions [B,vocab], and the state for `step`: one cache for all prompts if
+            they have the same length, else one a prompt.
         """
         rows = [prompt if shared is None else torch.cat([shared, prompt]) for prompt in prompts]
-        alike = len({len(row) for row in rows}) == 1
-        outs, caches = [], []
-        for embeds in [torch.stack(rows)] if alike else [row[None] for row in rows]:
-            caches.append(DynamicCache(config=self.base.config))
-            out = self.model(
-                inputs_embeds=embeds, past_key_values=caches[-1], use_cache=True, logits_to_keep=1
-            )
-            outs.append(out.logits[:, -1])
-        return torch.cat(outs), caches
+        same_length = len({len(row) for row in rows}) == 1
+        batches = [torch.stack(rows)] if same_length else [row[None] for row in rows]
+        logits, caches = [], []
+        for embeds in batches:
+            cache = DynamicCache(config=self.base.config)
+            out = self.model(inputs_embeds=embeds, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            logits.append(out.logits[:, -1])
+            caches.append(cache)
+        return torch.cat(logits), caches
 
     def step(self, ids: Tensor, state: list[Any]) -> Tensor:
-        """One more token each: ids [B] -> logits [B,vocab]."""
-        outs = [
-            self.model(inputs_embeds=self.embed(some[:, None]), past_key_values=cache, use_cache=True).logits[
-                :, -1
-            ]
-            for some, cache in zip(ids.chunk(len(state)), state, strict=True)
-        ]
-        return torch.cat(outs)
+        """One more token of each sequence: ids [B] -> logits [B,vocab]."""
+        logits = []
+        for batch, cache in zip(ids.chunk(len(state)), state, strict=True):
+            embeds = self.embed(batch[:, None])
+            out = self.model(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
+            logits.append(out.logits[:, -1])
+        return torch.cat(logits)
 
     def keep(self, state: list[Any], rows: list[int]) -> None:
         """Go on with some of the sequences."""
@@ -113,6 +125,7 @@ class LanguageModel(nn.Module):
 
 
 def with_lora(base: nn.Module, lora: LoRAConfig) -> nn.Module:
+    """The model with new adapters on the linear layers that `lora` names."""
     from peft import LoraConfig, get_peft_model  # slow to import, and a merged model has no use for it
 
     adapters = LoraConfig(
@@ -123,14 +136,13 @@ def with_lora(base: nn.Module, lora: LoRAConfig) -> nn.Module:
         bias="none",
     )
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", FutureWarning
-        )  # peft reads an attribute that transformers is renaming
+        # peft reads an attribute that transformers is renaming.
+        warnings.simplefilter("ignore", FutureWarning)
         return get_peft_model(base, adapters, autocast_adapter_dtype=False)
 
 
 def merge_lora(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """W + scale * B A, summed in fp32, in the dtype of `weight`. weight [out,in], a [rank,in], b [out,rank]."""
+    """W + scale * B A, in fp32, returned in the dtype of W. weight [out,in], a [rank,in], b [out,rank]."""
     return torch.addmm(weight.float(), b.float(), a.float(), alpha=scale).to(weight.dtype)
 
 

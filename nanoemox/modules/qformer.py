@@ -1,4 +1,7 @@
-"""From encoder features to language-model tokens: Q-Former, time mean or weighted sum (architecture 4 to 6, 18)."""
+"""From encoder features to language-model tokens:
+
+Q-Former, time mean or weighted sum (architecture 4 to 6, 18).
+"""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +11,10 @@ from ..config import BranchConfig, QFormerConfig
 
 
 class QueryAttention(nn.Module):
-    """BERT attention with output projection, residual and post-norm; `context` is the queries themselves by default."""
+    """BERT attention with output projection, residual and post-norm;
+
+    `context` is the queries themselves by default.
+    """
 
     def __init__(self, config: QFormerConfig, context_width: int):
         super().__init__()

@@ -1,4 +1,7 @@
-"""CLIP vision tower: CLS rows of one layer as features and of three layers as taps (architecture section 2)."""
+"""CLIP's vision tower: CLS rows of one layer as features and of three layers as taps.
+
+Source: docs/architecture.md section 2.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +11,8 @@ from ..config import VisionConfig
 
 
 class VisionEncoder(nn.Module):
+    """Hugging Face's CLIPVisionModel, of which hidden states are read and no pooled output."""
+
     def __init__(self, config: VisionConfig):
         super().__init__()
         self.config = config

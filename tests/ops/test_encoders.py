@@ -37,10 +37,10 @@ def test_fused_ops_change_nothing(part, monkeypatch):
     monkeypatch.setattr("nanoemox.fast.layers.linear.multiplies_packed", lambda device, dtype: False)
     x, calls = INPUTS[part](), []
     want = getattr(nanoemox.load("demo", fast=True, dtype="float32", device="cpu"), part)(x)
-    for module in ("linear", "swin", "audio", "vision", "attention"):
+    for module in ("layers.linear", "layers.swin", "layers.attention", "audio", "vision"):
         monkeypatch.setattr(f"nanoemox.fast.{module}.has_fused_ops", lambda x: True)
     if part == "audio":  # the small model's products are narrow: as if they were not
-        monkeypatch.setattr("nanoemox.fast.layers.linear._FEW", 0)
+        monkeypatch.setattr("nanoemox.fast.layers.linear.settings", lambda name, device: {"inputs": 0})
     encoder = getattr(nanoemox.load("demo", fast=True, dtype="float32", device="cpu"), part)
     for op, name, kernel in OPS[part]:
         kernel = getattr(op, kernel)

@@ -23,7 +23,7 @@ def test_encoders_replay_their_graphs(part):
         if moved:
             encoder.to(torch.bfloat16)
         got = [tensors(encoder(x)) for x in (*inputs, inputs[0][:, :1], *inputs)][-4:]
-        assert any(held is not None for held in encoder._graphs._kept.values())
+        assert any(held is not None for held in encoder._graphs._by_shape.values())
         encoder.replays = False
         for out, x in zip(got, inputs, strict=True):
             for g, w in zip(out, tensors(encoder(x)), strict=True):
@@ -73,7 +73,7 @@ def test_streams_are_encoded_side_by_side(model):
     for turn in range(5 * len(inputs)):
         with torch.cuda.stream(side if turn % 3 == 2 else torch.cuda.current_stream()):
             same(model.encode_streams(*inputs[turn % len(inputs)]), want[turn % len(inputs)])
-    assert sum(held is not None for held in model._graphs._kept.values()) == 4
+    assert sum(held is not None for held in model._graphs._by_shape.values()) == 4
     given = [t.clone() for t in inputs[0]]
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

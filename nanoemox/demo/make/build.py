@@ -1,8 +1,8 @@
-"""Makes the embedded demo from nothing: `python -m nanoemox.demo.make [FOLDER] [--seed S] [--clips N] [--work DIR]`.
+"""Makes the embedded demo: `python -m nanoemox.demo.make [FOLDER] [--seed S] [--clips N] [--work DIR]`.
 
-Corpus, tokenizer, encoders, language model, the P2E curriculum and the bundle, on two CPU cores and without a network.
-Every step leaves its result in the work folder and is passed over where that is there, so that a run goes on where
-it was stopped.
+The steps are corpus and tokenizer, pretraining of encoders and language model, the P2E curriculum, and the
+bundle, on two CPU cores and without a network. Every step writes its result to the work folder and is skipped
+if it is done, so that a run can be resumed.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from ...config import NanoEmoXConfig
 from ...data.record import Sample
 from ...generation.tokenizer import Tokenizer
 from ...media.clip import Clip
-from ...model import NanoEmoX
+from ...model import NanoEmoX, reference_language
 
 SEED, CLIPS = 0, 1400
 CLIP, WORDS = "sample.mp4", "sample.srt"
@@ -32,7 +32,13 @@ PACKAGE = Path(__file__).parents[1]
 
 
 class Work:
-    """The work folder: what each step makes, and the seconds it took."""
+    """The work folder: the results of the steps, and the seconds that each took.
+
+    Args:
+        folder: is created.
+        seed: of corpus and training.
+        clips: training clips of the corpus; a fifth as many are test clips.
+    """
 
     def __init__(self, folder: Path, seed: int, clips: int):
         self.folder, self.seed, self.clips, self.test = folder, seed, clips, max(2, clips // 5)
@@ -40,10 +46,13 @@ class Work:
         folder.mkdir(parents=True, exist_ok=True)
 
     def __getitem__(self, name: str) -> Path:
+        """A file or folder in the work folder."""
         return self.folder / name
 
     def step(self, name: str, make: Callable[[], Any]) -> None:
-        if name in (seconds := self.seconds()):
+        """Run a step unless it is done."""
+        seconds = self.seconds()
+        if name in seconds:
             return
         began = time.perf_counter()
         make()
@@ -52,11 +61,13 @@ class Work:
         print(f"{name}: {seconds[name]:.0f} s", flush=True)
 
     def seconds(self) -> dict[str, float]:
+        """Step -> seconds, of the steps that are done."""
         file = self["seconds.json"]
         return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def make_corpus(work: Work) -> None:
+    """The synthetic corpus, its decoded arrays and the tokenizer."""
     from ...data.synthetic import write_corpus
     from .arrays import write_arrays
     from .vocabulary import make_tokenizer, sentences
@@ -69,7 +80,10 @@ def make_corpus(work: Work) -> None:
 
 
 def pretrain(work: Work) -> None:
-    """Two processes of one thread each; the language model takes about as long as the encoders together."""
+    """Pretrain encoders and language model in two processes of one thread each.
+
+    The language model takes about as long as the three encoders together.
+    """
     jobs = [(name, work) for name in ("language", *ENCODERS)]
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         scores = dict(pool.starmap(_pretrain, jobs, chunksize=1))
@@ -77,47 +91,67 @@ def pretrain(work: Work) -> None:
 
 
 def _pretrain(name: str, work: Work) -> tuple[str, float]:
+    """Pretrain one part; returns its name and score."""
     from .encoders import train_encoder
     from .words import train_language
 
     out = work[f"{name}.safetensors"]
     if name == "language":
         folders = work["corpus"], work["arrays"], work["tokenizer"]
-        return name, train_language(*folders, out, work.config, _counts(work.config), work.seed)
+        return name, train_language(*folders, out, work.config, _token_counts(work.config), work.seed)
     return name, train_encoder(name, work["arrays"], out, work.config, work.seed)
 
 
-def _counts(config: NanoEmoXConfig) -> dict[str, int]:
+def _token_counts(config: NanoEmoXConfig) -> dict[str, int]:
+    """Stream -> number of tokens in a prompt."""
     return {
-        "frames": config.video_branch.tokens, "audio": config.audio_branch.tokens, "face": config.face.queries,
-        "fusion": config.fusion.tokens, "image": 1,
-    }  # fmt: skip
+        "frames": config.video_branch.tokens,
+        "audio": config.audio_branch.tokens,
+        "face": config.face.queries,
+        "fusion": config.fusion.tokens,
+        "image": 1,
+    }
 
 
 def make_base(work: Work) -> None:
-    """The bundle that P2E starts from: pretrained parts in bfloat16, adapters new."""
+    """The bundle that the curriculum starts from: pretrained parts in bfloat16, new adapters."""
     from safetensors.torch import load_file
 
     torch.manual_seed(work.seed)
     model = NanoEmoX(replace(work.config, lora=None))
     for name in ENCODERS:
         getattr(model, name).load_state_dict(load_file(work[f"{name}.safetensors"]))
-    missing, unknown = model.language.base.load_state_dict(
-        load_file(work["language.safetensors"]), strict=False
-    )
+    language = reference_language(model)
+    missing, unknown = language.base.load_state_dict(load_file(work["language.safetensors"]), strict=False)
     assert not unknown and set(missing) <= {"lm_head.weight"}, (missing, unknown)
-    model.language.tie()
+    language.tie()
     model.tokenizer = Tokenizer(work["tokenizer"])
     model.to(torch.bfloat16).save(work["base"])
 
 
 def curriculum(
-    work: Work, *, order: str | None = None, seed: int | None = None, out: str = "p2e", scale: float = 1,
-    device: str = "cpu", base: str | None = None,
-) -> Path:  # fmt: skip
-    """The four stages by `nanoemox.train`; goes on with a run that is there.
+    work: Work,
+    *,
+    order: str | None = None,
+    seed: int | None = None,
+    out: str = "p2e",
+    scale: float = 1,
+    device: str = "cpu",
+    base: str | None = None,
+) -> Path:
+    """Train the stages of configs/demo.yaml; a run that exists is resumed.
 
-    scale: of the steps. base: the bundle whose frozen parts it starts from, or else the work folder's.
+    Args:
+        work: the work folder, with corpus and arrays.
+        order: order of the stages, by default the config's.
+        seed: by default the work folder's.
+        out: folder of the run, within the work folder.
+        scale: factor of the steps of every stage.
+        device: "cpu" or "cuda".
+        base: bundle that provides the frozen parts, by default the one of `make_base`.
+
+    Returns:
+        The trained bundle.
     """
     from ...train.config import read_config
     from ...train.datasets import open_datasets
@@ -134,25 +168,25 @@ def curriculum(
     model = replace(config.model, bundle=base or str(work["base"]))
     config = replace(config, cache=str(work["features"]), model=model, stages=stages, device=device)
     parts = read_arrays(work["arrays"], ("train", "voices"))
-    held = {plan.name: (part, i) for part in parts.values() for i, plan in enumerate(part.plans)}
+    decoded = {plan.name: (part, i) for part in parts.values() for i, plan in enumerate(part.plans)}
 
     def reader(sample: Sample, modalities: str) -> Clip:
         file = sample.video or sample.audio
         assert file is not None
-        part, index = held[file.stem]
+        part, index = decoded[file.stem]
         return part.clip(index)
 
     return train(config, open_datasets(config), reader, resume=work[out].is_dir())
 
 
 def finish(work: Work) -> None:
-    """The bundle in bfloat16 with its sample clip and card."""
+    """The bundle in bfloat16, with scores, sample clip and model card."""
     from ...loading import load
     from .. import score
     from . import card
 
     out = work["bundle"]
-    shutil.rmtree(out, ignore_errors=True)  # of a run that was stopped here
+    shutil.rmtree(out, ignore_errors=True)  # of a run that was stopped in this step
     model = load(work["p2e"] / "bundle", fast=False, device="cpu", dtype="bfloat16")
     model.save(out)
     scores = score.score_bundle(out, score.read_cases(work["corpus"]))
@@ -164,7 +198,10 @@ def finish(work: Work) -> None:
 
 
 def install(work: Work, folder: Path) -> None:
-    """Each file takes its place whole."""
+    """Copy the bundle into a folder, file by file by way of a temporary name.
+
+    For the package, docs/demo.md is written too.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name in (WEIGHTS, CONFIG, *Tokenizer.FILES, CARD, CLIP, WORDS):
         temporary = folder / f".{name}.new"
@@ -174,16 +211,22 @@ def install(work: Work, folder: Path) -> None:
     if folder.resolve() == PACKAGE and docs.is_dir():
         from . import card
 
-        scores, pretraining = (
-            json.loads(work[f"{name}.json"].read_text()) for name in ("scores", "pretraining")
-        )
+        scores = json.loads(work["scores.json"].read_text())
+        pretraining = json.loads(work["pretraining.json"].read_text())
         (docs / "demo.md").write_text(card.page(scores, pretraining, work.seconds(), work.seed, work.clips))
 
 
 def make(folder: Path, seed: int = SEED, clips: int = CLIPS, work_folder: Path | None = None) -> None:
-    made = Path(tempfile.mkdtemp(prefix="nanoemox-demo.")) if work_folder is None else work_folder
+    """Make the demo.
+
+    Args:
+        folder: gets the bundle.
+        seed, clips: see `Work`.
+        work_folder: keeps the results of the steps; by default a temporary folder, which is deleted.
+    """
+    work_path = Path(tempfile.mkdtemp(prefix="nanoemox-demo.")) if work_folder is None else work_folder
     try:
-        work = Work(made, seed, clips)
+        work = Work(work_path, seed, clips)
         work.step("corpus", lambda: make_corpus(work))
         work.step("pretraining", lambda: pretrain(work))
         work.step("base", lambda: make_base(work))
@@ -192,10 +235,11 @@ def make(folder: Path, seed: int = SEED, clips: int = CLIPS, work_folder: Path |
         install(work, folder)
     finally:
         if work_folder is None:
-            shutil.rmtree(made, ignore_errors=True)
+            shutil.rmtree(work_path, ignore_errors=True)
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m nanoemox.demo.make", description=__doc__.splitlines()[0])
     parser.add_argument(
         "folder", nargs="?", type=Path, default=PACKAGE, help="where the bundle goes (the package)"

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from nanoemox_kernels.linear.quantized import Matrix
 
 from ...modules.language import LanguageModel, merge_lora
-from ..layers.memory import let_go
+from ..layers.memory import release_pages
 
 _BLOCK = 1 << 20  # bytes of fp32 that are merged at a time, so that they stay in cache
 
 
-def hand_over(layer: Any) -> Tensor | Matrix:
+def take_weight(layer: Any) -> Tensor | Matrix:
     """The weight of a linear layer, W + scale * B A under adapters; the layer is left without it."""
     linear = getattr(layer, "base_layer", layer)
     weight, linear.weight = linear.weight.detach(), None
@@ -32,7 +32,7 @@ def merge_adapters(language: LanguageModel) -> None:
     base = language.base
     for name, layer in [(n, m) for n, m in base.named_modules() if isinstance(m, LoraLayer)]:
         linear: Any = layer.base_layer
-        linear.weight = nn.Parameter(hand_over(layer), requires_grad=False)  # type: ignore[arg-type]
+        linear.weight = nn.Parameter(take_weight(layer), requires_grad=False)  # type: ignore[arg-type]
         parent, _, leaf = name.rpartition(".")
         setattr(base.get_submodule(parent), leaf, linear)
     del base.peft_config
@@ -43,5 +43,5 @@ def _merged(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     merged, rows = torch.empty_like(weight), max(1, _BLOCK // (4 * weight.shape[1]))
     for out, old, part in zip(merged.split(rows), weight.split(rows), b.split(rows), strict=True):
         out.copy_(merge_lora(old, a, part, scale))
-    let_go(weight)
+    release_pages(weight)
     return merged

@@ -9,8 +9,8 @@ from nanoemox_kernels.decode.cpu_engine import EngineLayer, EngineShape
 from nanoemox_kernels.linear.quantized import QUANTIZERS, Matrix, quantize_int8
 
 from ...modules.language import attention_sizes
-from ..layers.memory import give_back_heap, let_go
-from .adapters import hand_over
+from ..layers.memory import release_pages, trim_heap
+from .adapters import take_weight
 from .cpu import EngineLanguage
 from .smoothing import Smoothed, Smoothing
 
@@ -18,19 +18,18 @@ from .smoothing import Smoothed, Smoothing
 def engine_language(base: Any, quantize: str | None = None) -> EngineLanguage:
     """From Hugging Face's qwen2 or llama model, adapters merged on the way; it is left hollow.
 
-    Matrices are handed over one by one, so that there is never a second copy of all of them. What a bundle holds
-    quantised is taken as it is; matrices of keys and values stay in floating point.
-    """
+    Matrices are handed over one by one, so that there is never a second copy of all of them. What a bundle
+    holds quantised is taken as it is; matrices of keys and values stay in floating point."""
     config = base.config
 
     def take(name: str, linear: Any, smoothed: Smoothed) -> Matrix:
-        weight = hand_over(linear)
+        weight = take_weight(linear)
         if isinstance(weight, Matrix):
             return weight
         wanted = smoothed.scaled(name, weight)
         matrix = Matrix(wanted) if quantize is None or name in "kv" else QUANTIZERS[quantize](wanted)
         if matrix.data is not weight:
-            let_go(weight)
+            release_pages(weight)
         return matrix
 
     layers = []
@@ -51,7 +50,7 @@ def engine_language(base: Any, quantize: str | None = None) -> EngineLanguage:
         matrices = [take(name, part, smoothed) for name, part in parts.items()]
         rest = {f"{name}_bias": bias for name, bias in biases.items()}
         layers.append(EngineLayer._make([*matrices, *norms, joined, None, None, None, None])._replace(**rest))
-        give_back_heap()
+        trim_heap()
     embedding, head = (part.weight.detach() for part in (base.model.embed_tokens, base.lm_head))
     size = attention_sizes(config)
     shape = EngineShape(

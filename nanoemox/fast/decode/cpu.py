@@ -1,7 +1,8 @@
-"""The language model on the decode engine: prefill through PyTorch, then one C call a token, over one copy of weights.
+"""The language model on the decode engine: prefill through PyTorch, then one C call a token, over one copy of
+weights.
 
-Architecture section 9; any qwen2 or llama configuration. A matrix is bf16, fp32, int8 or int4 and serves both phases.
-"""
+Architecture section 9; any qwen2 or llama configuration. A matrix is bf16, fp32, int8 or int4 and serves both
+phases."""
 
 import threading
 import weakref
@@ -37,7 +38,10 @@ class Decoding:
 
 
 class EngineLanguage(nn.Module):
-    """What the model asks of a language model, for inference on a CPU. Calls from several threads take turns."""
+    """What the model asks of a language model, for inference on a CPU.
+
+    Calls from several threads take turns.
+    """
 
     def __init__(
         self, shape: EngineShape, layers: list[EngineLayer], norm: Tensor, head: Matrix, embedding: Tensor,
@@ -73,10 +77,11 @@ class EngineLanguage(nn.Module):
     def start(
         self, prompts: Sequence[Tensor] | Tensor, shared: Tensor | None = None
     ) -> tuple[Tensor, Decoding]:
-        """Embedded prompts, [L,hidden_size] each, all behind the same `shared` [P,hidden_size] if there is one.
+        """Embedded prompts, [L,hidden_size] each, all behind the same `shared` [P,hidden_size] if there is
+        one.
 
-        Returns logits of the last positions [B,vocab] and what `step` goes on from; `end` gives its slots back.
-        """
+        Returns logits of the last positions [B,vocab] and what `step` goes on from; `end` gives its slots
+        back."""
         lengths, P = [len(prompt) for prompt in prompts], 0 if shared is None else len(shared)
         with self._turn:
             state = self._take(len(lengths), P + max(lengths) + 1)
@@ -187,7 +192,7 @@ class EngineLanguage(nn.Module):
             keys[slot, :, first:end], values[slot, :, first:end] = k[:, here], v[:, here]
             seen_k, seen_v = (t[slot, :, None, :end].expand(*grouped, -1, -1) for t in (keys, values))
             attention(
-                q.unflatten(0, grouped)[:, :, here], seen_k, seen_v, sees=first + 1, out=out[:, :, here]
+                q.unflatten(0, grouped)[:, :, here], seen_k, seen_v, causal_offset=first + 1, out=out[:, :, here]
             )
         hidden = _added(hidden, mixed, layer.o, layer.o_bias)
         y = self._rms_norm(hidden, layer.post_norm)
@@ -224,7 +229,10 @@ def _give_back(taken: set[int], slots: list[int]) -> None:
 
 
 def _spare(rows: int) -> int:
-    """Empty rows that fill a prompt up: PyTorch keeps half a megabyte for each number of rows that it multiplied."""
+    """Empty rows that fill a prompt up:
+
+    PyTorch keeps half a megabyte for each number of rows that it multiplied.
+    """
     step = 32 if rows < 512 else 128
     return -rows % step
 

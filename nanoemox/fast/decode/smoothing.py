@@ -1,10 +1,10 @@
 """Factors that move large activations into weights before those are rounded: columns that matter lose less.
 
-Column j of a matrix is multiplied by s_j, and whatever makes its input (a norm, the rows of the matrix before) divided
-by it: the model stays the same function. s grows with the size of the column's activations, as in SmoothQuant
-(arXiv:2211.10438) and AWQ (arXiv:2306.00978); random tokens show that size well enough, so that no data set is needed.
-Every s is a power of two, by which a floating-point number can be multiplied without being rounded.
-"""
+Column j of a matrix is multiplied by s_j, and whatever makes its input (a norm, the rows of the matrix
+before) divided by it: the model stays the same function. s grows with the size of the column's activations,
+as in SmoothQuant (arXiv:2211.10438) and AWQ (arXiv:2306.00978); random tokens show that size well enough, so
+that no data set is needed. Every s is a power of two, by which a floating-point number can be multiplied
+without being rounded."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -23,13 +23,19 @@ Factors = dict[str, Tensor]
 
 
 class Smoothed(NamedTuple):
-    """Factors of a layer by part (q, k, v, o, gate, up, down, the norms): of columns, and of rows with their bias."""
+    """Factors of a layer by part (q, k, v, o, gate, up, down, the norms):
+
+    of columns, and of rows with their bias.
+    """
 
     rows: Factors
     columns: Factors
 
     def scaled(self, part: str, tensor: Tensor) -> Tensor:
-        """A weight [out,in], a bias [out] or a norm's weight with its factors: itself where there are none."""
+        """A weight [out,in], a bias [out] or a norm's weight with its factors:
+
+        itself where there are none.
+        """
         rows, columns = self.rows.get(part), self.columns.get(part) if tensor.ndim == 2 else None
         if rows is not None:
             tensor = tensor * rows.to(tensor).unflatten(0, (-1, *[1] * (tensor.ndim - 1)))
@@ -43,7 +49,10 @@ def scaled(layers: Sequence[Smoothed], name: str, tensor: Tensor) -> Tensor:
 
 
 class Smoothing:
-    """Random tokens on their way through Hugging Face's qwen2 or llama model; `layers`: what they have found so far."""
+    """Random tokens on their way through Hugging Face's qwen2 or llama model; `layers`:
+
+    what they have found so far.
+    """
 
     @torch.no_grad()
     def __init__(self, base: Any):
@@ -55,7 +64,10 @@ class Smoothing:
 
     @torch.no_grad()
     def next(self, layer: Any) -> Smoothed:
-        """The factors of the next layer, which holds its weights and adapters still; the tokens pass through it."""
+        """The factors of the next layer, which holds its weights and adapters still;
+
+        the tokens pass through it.
+        """
         attention, mlp = layer.self_attn, layer.mlp
         read = {"qkv": attention.q_proj, "o": attention.o_proj, "up": mlp.up_proj, "down": mlp.down_proj}
         with _sizes(read) as sizes:

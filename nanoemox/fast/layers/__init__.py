@@ -1,1 +1,4 @@
-"""Building blocks of the fast encoders: linear layers, attention, transformer and Swin stages, weight storage."""
+"""Building blocks of the fast encoders:
+
+linear layers, attention, transformer and Swin stages, weight storage.
+"""

@@ -1,4 +1,7 @@
-"""Swin's stages, biases expanded at load: on index maps, windows gathered and put back by row, or on a fused op."""
+"""Swin's stages, biases expanded at load:
+
+on index maps, windows gathered and put back by row, or on a fused op.
+"""
 
 from collections.abc import Sequence
 
@@ -10,7 +13,7 @@ from nanoemox_kernels import window_attn
 from ...config import FaceConfig
 from .attention import attend
 from .linear import has_fused_ops, normed
-from .tensor_store import Linear, Weights
+from .tensor_store import Linear, TensorStore
 from .transformer import MLP, Block, step
 from .windows import relative_positions, shift_mask, window_maps
 
@@ -20,7 +23,7 @@ class Stage(nn.Module):
 
     blocks: Sequence[Block]
 
-    def __init__(self, config: FaceConfig, weights: Weights, stage: int):
+    def __init__(self, config: FaceConfig, weights: TensorStore, stage: int):
         """weights: under the backbone, `1.` to `7.` in turn stages and merges."""
         super().__init__()
         self.width = config.embed_dim * 2**stage
@@ -52,7 +55,7 @@ class Stage(nn.Module):
 class Merge(nn.Module):
     """Four neighbours side by side, their norm, and half as many channels."""
 
-    def __init__(self, weights: Weights):
+    def __init__(self, weights: TensorStore):
         super().__init__()
         self.norm = weights.norm("norm")
         self.reduction = weights.linear("reduction")
@@ -101,7 +104,10 @@ class WindowAttention(nn.Module):
         return self.out(attend(q, k, v, bias)).view(len(x), len(index), -1).index_select(1, inverse)
 
     def _tiled_bias(self) -> Tensor:
-        """[heads,N,N], N a power of two from the window's positions on: what the fused op reads in wide loads."""
+        """[heads,N,N], N a power of two from the window's positions on:
+
+        what the fused op reads in wide loads.
+        """
         bias, kept = self.bias[0], self._tile
         if kept is None or (kept.device, kept.dtype) != (bias.device, bias.dtype):
             more = (1 << (self.window**2 - 1).bit_length()) - self.window**2
@@ -117,7 +123,7 @@ class WindowAttention(nn.Module):
         return kept[1]
 
 
-def _block(config: FaceConfig, weights: Weights, heads: int, shift: int) -> Block:
+def _block(config: FaceConfig, weights: TensorStore, heads: int, shift: int) -> Block:
     norm1, norm2 = (weights.norm(f"norm{i}", config.layer_norm_eps) for i in (1, 2))
     table = weights.take("attn.relative_position_bias_table")
     qkv, out = weights.linear("attn.qkv"), weights.linear("attn.proj")

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from nanoemox_kernels import Tap, feature_taps_, quick_gelu_
 
 from .attention import attend
-from .tensor_store import Linear, Weights
+from .tensor_store import Linear, TensorStore
 
 Taps = Callable[[int], list[Tap]]  # entry of the hidden states -> what to keep of it
 
@@ -60,12 +60,12 @@ class Block(nn.Module):
         self.norm1, self.attention, self.norm2, self.mlp = norm1, attention, norm2, mlp
 
 
-def self_attention(weights: Weights, heads: int) -> SelfAttention:
+def self_attention(weights: TensorStore, heads: int) -> SelfAttention:
     """From q_proj, k_proj, v_proj and out_proj."""
     return SelfAttention(weights.linear("q_proj", "k_proj", "v_proj"), weights.linear("out_proj"), heads)
 
 
-def first_row_attention(weights: Weights, heads: int) -> FirstRowAttention:
+def first_row_attention(weights: TensorStore, heads: int) -> FirstRowAttention:
     query, key_value = weights.linear("q_proj"), weights.linear("k_proj", "v_proj")
     return FirstRowAttention(query, key_value, weights.linear("out_proj"), heads)
 
@@ -97,7 +97,10 @@ def run_pre_norm(
 def run_post_norm(
     hidden: Tensor, update: Tensor, blocks: Sequence[Block], first: nn.LayerNorm | None, taps: Taps
 ) -> None:
-    """The same with norms behind the sums: entry 0 is `first` of hidden + update, every entry is a norm's output."""
+    """The same with norms behind the sums:
+
+    entry 0 is `first` of hidden + update, every entry is a norm's output.
+    """
     y = step(hidden, update, first, taps(0))
     for i, block in enumerate(blocks):
         y = step(y, block.attention(y), block.norm1)

@@ -1,4 +1,7 @@
-"""Which position of a map lies where in its shifted windows: Swin's rolling, padding and cutting as index maps."""
+"""Which position of a map lies where in its shifted windows:
+
+Swin's rolling, padding and cutting as index maps.
+"""
 
 from functools import lru_cache
 
@@ -25,7 +28,10 @@ def window_maps(
 
 
 def shift_mask(height: int, width: int, window: int, shift: int) -> Tensor:
-    """What is added to the scores of every head: [windows,1,window**2,window**2]; [1,1,1,1] of zero without a shift."""
+    """What is added to the scores of every head: [windows,1,window**2,window**2];
+
+    [1,1,1,1] of zero without a shift.
+    """
     if not shift:
         return torch.zeros(1, 1, 1, 1)
     regions = []
