@@ -1,7 +1,7 @@
-"""How well a bundle answers about the synthetic test set: `python -m nanoemox.demo.score BUNDLE CORPUS [--json FILE]`.
+"""Scores of a bundle on the synthetic test set: `python -m nanoemox.demo.score BUNDLE CORPUS [--json FILE]`.
 
-The answers are generated as `nanoemox run` generates them and read by the tasks' own parsers. Each modality set is the
-same clips with what it lacks taken away.
+Answers are generated as `nanoemox run` does, and parsed by the parsers of the tasks. A set that lacks a
+stream has the same clips without that stream.
 """
 
 import argparse
@@ -17,11 +17,13 @@ import torch
 
 from ..data import open_dataset, read_sample
 from ..data.formats.manifest import Manifest
+from ..errors import NanoEmoXError
 from ..generation.generate import Request, generate
 from ..generation.stop import StopRule, postprocess
 from ..loading import load
 from ..media.clip import Clip
 from ..model import NanoEmoX
+from ..modules.encoded import Encoded
 from ..tasks import TASKS, Parsed
 
 SETS: dict[str, dict[str, Any]] = {
@@ -35,12 +37,14 @@ MEASURES = {
     "open labels": "open-vocabulary F1 (exact words)", "chain": "replies whose chain names the emotion",
 }  # fmt: skip
 _ASKED = ("msa", "mer", "ov-mer", "mir", "erg")
-_BATCH, _MOST = 16, 64  # clips encoded together; new tokens of an answer, enough for the emotion of a chain
+_FIRST_LABEL = ("msa", "mer", "mir", "erg")  # tasks that are scored by the first label of the answer
+_BATCH = 16  # clips that are encoded together
+_MAX_NEW_TOKENS = 64  # of an answer; enough for the emotion of a chain
 
 
 @dataclass(frozen=True)
 class Case:
-    """A test clip and what is true of it."""
+    """A test clip and its labels. `incongruent`: whether face, voice or words show another emotion."""
 
     clip: Clip
     sentiment: str
@@ -51,120 +55,170 @@ class Case:
 
 
 def read_cases(corpus: Path, limit: int | None = None) -> list[Case]:
+    """The test clips of a synthetic corpus, or the first `limit` of them. Raises DataError and MediaError."""
     dataset = open_dataset("manifest", corpus, split="test")
     assert isinstance(dataset, Manifest)
     cases = []
     for tasks in list(dataset.clips.values())[:limit]:
-        of = {task: entries[0].values for task, entries in tasks.items()}
-        entry = tasks["mer"][0]
-        sample = replace(
-            dataset.sample(0, "mer", random.Random(0)), video=entry.video, subtitle=of["mer"]["subtitle"]
-        )
+        values = {task: entries[0].values for task, entries in tasks.items()}
+        sample = tasks["mer"][0].sample(dataset.name, random.Random(0))
         clip = read_sample(sample, "multiface_audio_face_frame_text", trusted=True)
-        cases.append(
-            Case(
-                clip,
-                of["msa"]["label"],
-                of["mer"]["label"],
-                of["ov-mer"]["labels"],
-                of["mir"]["label"],
-                of["mer"]["meta"]["incongruent"],
-            )  # fmt: skip
+        case = Case(
+            clip=clip,
+            sentiment=values["msa"]["label"],
+            emotion=values["mer"]["label"],
+            labels=values["ov-mer"]["labels"],
+            intent=values["mir"]["label"],
+            incongruent=values["mer"]["meta"]["incongruent"],
         )
+        cases.append(case)
     return cases
 
 
-def answers(model: NanoEmoX, clips: Sequence[Clip], most: int = _MOST) -> Iterator[dict[str, Parsed]]:
-    """What the model answers about each clip, all tasks of a batch of clips side by side, greedily."""
-    tokenizer = model.tokenizer
-    assert tokenizer is not None
-    stop = StopRule(tokenizer)
+def answers(
+    model: NanoEmoX, clips: Sequence[Clip], max_new_tokens: int = _MAX_NEW_TOKENS
+) -> Iterator[dict[str, Parsed]]:
+    """Answer every task about every clip, greedily.
+
+    Args:
+        model: a loaded model with its tokenizer.
+        clips: clips that have the same streams.
+        max_new_tokens: limit of an answer, besides the task's own.
+
+    Yields:
+        Task -> parsed answer, for each clip.
+    """
+    assert model.tokenizer is not None
+    stop = StopRule(model.tokenizer)
     for low in range(0, len(clips), _BATCH):
         batch = clips[low : low + _BATCH]
+        parsed: list[dict[str, Parsed]] = [{} for _ in batch]
         with torch.inference_mode():
-            found: list[dict[str, Parsed]] = [{} for _ in batch]
             encoded = model.encode(batch)
             for name in _ASKED:
-                task, requests = TASKS[name], []
+                limit = min(TASKS[name].max_new_tokens, max_new_tokens)
+                requests = []
                 for row, clip in enumerate(batch):
                     ids = torch.tensor([model.prompt_ids(clip, name)])
-                    one = replace(encoded, **{
-                        key: value[row : row + 1] for key in ("visual", "speech", "face", "fusion")
-                        if (value := getattr(encoded, key)) is not None
-                    })  # fmt: skip
-                    requests.append(Request(model.splice(ids, one)[0], min(task.max_new_tokens, most), stop))
-                for row, result in enumerate(generate(model.language, requests)):
-                    text = postprocess(tokenizer.decode(result.ids), tokenizer.bos, tokenizer.eos)
-                    found[row][name] = task.parse(text, task.labels)
-        yield from found
+                    embeds = model.splice(ids, _row(encoded, row))
+                    requests.append(Request(embeds[0], limit, stop))
+                for row, text in enumerate(_generate(model, requests)):
+                    parsed[row][name] = TASKS[name].parse(text, TASKS[name].labels)
+        yield from parsed
 
 
-def measure(cases: Sequence[Case], said: Sequence[dict[str, Parsed]]) -> dict[str, float]:
-    """Every measure in percent."""
+def _row(encoded: Encoded, row: int) -> Encoded:
+    """The tokens of one clip of a batch."""
+    tokens = {name: getattr(encoded, name) for name in ("visual", "speech", "face", "fusion")}
+    rows = {name: value[row : row + 1] for name, value in tokens.items() if value is not None}
+    return replace(encoded, **rows)
 
-    def percent(hits: list[bool]) -> float:
-        return 100 * sum(hits) / len(hits)
 
-    first = [{task: (parsed.labels or [""])[0] for task, parsed in one.items()} for one in said]
+def _generate(model: NanoEmoX, requests: list[Request]) -> list[str]:
+    tokenizer = model.tokenizer
+    assert tokenizer is not None
+    results = generate(model.language, requests)
+    return [postprocess(tokenizer.decode(result.ids), tokenizer.bos, tokenizer.eos) for result in results]
+
+
+def measure(cases: Sequence[Case], answered: Sequence[dict[str, Parsed]]) -> dict[str, float]:
+    """Every measure of MEASURES, in percent.
+
+    Args:
+        cases: the clips.
+        answered: task -> parsed answer, for each clip.
+    """
+    first = {task: [(parsed[task].labels or [""])[0] for parsed in answered] for task in _FIRST_LABEL}
+    sentiments = [case.sentiment for case in cases]
+    emotions = [case.emotion for case in cases]
+    intents = [case.intent for case in cases]
+    set_scores = [
+        set_f1(parsed["ov-mer"].labels, case.labels) for parsed, case in zip(answered, cases, strict=True)
+    ]
     return {
-        "emotion": percent([a["mer"] == c.emotion for a, c in zip(first, cases, strict=True)]),
-        "sentiment": 100 * weighted_f1([a["msa"] for a in first], [c.sentiment for c in cases]),
-        "intent": percent([a["mir"] == c.intent for a, c in zip(first, cases, strict=True)]),
-        "open labels": 100 * sum(
-            set_f1(one["ov-mer"].labels, case.labels) for one, case in zip(said, cases, strict=True)
-        ) / len(cases),
-        "chain": percent([a["erg"] == c.emotion for a, c in zip(first, cases, strict=True)]),
-    }  # fmt: skip
+        "emotion": _accuracy(first["mer"], emotions),
+        "sentiment": 100 * weighted_f1(first["msa"], sentiments),
+        "intent": _accuracy(first["mir"], intents),
+        "open labels": 100 * sum(set_scores) / len(cases),
+        "chain": _accuracy(first["erg"], emotions),
+    }
 
 
-def weighted_f1(said: Sequence[str], true: Sequence[str]) -> float:
-    """F1 of every class, weighted by how often it is true."""
+def _accuracy(predicted: Sequence[str], true: Sequence[str]) -> float:
+    """Percent of equal labels."""
+    hits = [p == t for p, t in zip(predicted, true, strict=True)]
+    return 100 * sum(hits) / len(hits)
+
+
+def weighted_f1(predicted: Sequence[str], true: Sequence[str]) -> float:
+    """F1 of every class in 0..1, weighted by the number of its true labels."""
     total = 0.0
     for label in set(true):
-        hits = sum(s == t == label for s, t in zip(said, true, strict=True))
-        total += true.count(label) * 2 * hits / (said.count(label) + true.count(label))
+        hits = sum(p == t == label for p, t in zip(predicted, true, strict=True))
+        total += true.count(label) * 2 * hits / (predicted.count(label) + true.count(label))
     return total / len(true)
 
 
-def set_f1(said: Sequence[str], true: Sequence[str]) -> float:
-    hits = len(set(said) & set(true))
-    return 2 * hits / (len(set(said)) + len(set(true))) if said else 0.0
+def set_f1(predicted: Sequence[str], true: Sequence[str]) -> float:
+    """F1 of two sets of labels, 0..1."""
+    if not predicted:
+        return 0.0
+    hits = len(set(predicted) & set(true))
+    return 2 * hits / (len(set(predicted)) + len(set(true)))
 
 
 def score_model(model: NanoEmoX, cases: Sequence[Case], sets: Sequence[str] = tuple(SETS)) -> dict[str, Any]:
-    """{"clips", "incongruent", "scores": {modality set: {measure: percent}}, "incongruent scores": the same}."""
-    out: dict[str, Any] = {"clips": len(cases), "incongruent": sum(case.incongruent for case in cases)}
-    out |= {"scores": {}, "incongruent scores": {}}
+    """Score a model on the cases.
+
+    Args:
+        model: a loaded model.
+        cases: of `read_cases`.
+        sets: keys of SETS.
+
+    Returns:
+        clips and incongruent: numbers of clips; scores and incongruent scores: set -> measure -> percent.
+    """
+    incongruent = [case for case in cases if case.incongruent]
+    scores: dict[str, dict[str, float]] = {}
+    incongruent_scores: dict[str, dict[str, float]] = {}
     for name in sets:
-        said = list(answers(model, [replace(case.clip, **SETS[name]) for case in cases]))
-        hard = [(case, one) for case, one in zip(cases, said, strict=True) if case.incongruent]
-        out["scores"][name] = measure(cases, said)
-        if hard:
-            out["incongruent scores"][name] = measure([case for case, _ in hard], [one for _, one in hard])
-    return out
+        answered = list(answers(model, [replace(case.clip, **SETS[name]) for case in cases]))
+        scores[name] = measure(cases, answered)
+        if incongruent:
+            chosen = [parsed for case, parsed in zip(cases, answered, strict=True) if case.incongruent]
+            incongruent_scores[name] = measure(incongruent, chosen)
+    return {
+        "clips": len(cases),
+        "incongruent": len(incongruent),
+        "scores": scores,
+        "incongruent scores": incongruent_scores,
+    }
 
 
 def score_bundle(
     bundle: str | Path, cases: Sequence[Case], sets: Sequence[str] = tuple(SETS)
 ) -> dict[str, Any]:
-    """`score_model` of a bundle, as `nanoemox run` loads it on a CPU."""
+    """`score_model` of a bundle, loaded on the CPU as by `nanoemox run`."""
     return score_model(load(bundle, device="cpu"), cases, sets)
 
 
 def table(scores: dict[str, Any]) -> str:
-    """Markdown: a row a modality set, and under it the incongruent clips alone."""
-    head = "| clips | shown | " + " | ".join(MEASURES.values()) + " |\n|---|---|" + "---:|" * len(MEASURES)
-    rows = [head]
-    for what, count in (("scores", scores["clips"]), ("incongruent scores", scores["incongruent"])):
-        which = f"all {count}" if what == "scores" else f"{count} incongruent"
-        for name, values in scores[what].items():
-            rows.append(
-                f"| {which} | {name} | " + " | ".join(f"{values[key]:.1f}" for key in MEASURES) + " |"
-            )
+    """Scores as Markdown: a row per modality set, of all clips and then of the incongruent ones."""
+    header = "| clips | shown | " + " | ".join(MEASURES.values()) + " |"
+    rows = [header, "|---|---|" + "---:|" * len(MEASURES)]
+    groups = (
+        (f"all {scores['clips']}", scores["scores"]),
+        (f"{scores['incongruent']} incongruent", scores["incongruent scores"]),
+    )
+    for group, by_set in groups:
+        for name, values in by_set.items():
+            cells = " | ".join(f"{values[key]:.1f}" for key in MEASURES)
+            rows.append(f"| {group} | {name} | {cells} |")
     return "\n".join(rows) + "\n"
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m nanoemox.demo.score", description=(__doc__ or "").splitlines()[0]
     )
@@ -177,7 +231,7 @@ def main() -> None:
         parser.error(f"--limit must be at least 1, got {args.limit}")
     try:
         scores = score_bundle(args.bundle, read_cases(args.corpus, args.limit))
-    except (ValueError, OSError) as error:
+    except (NanoEmoXError, OSError) as error:
         sys.exit(f"nanoemox.demo.score: {error}")
     if args.json:
         args.json.write_text(json.dumps(scores, indent=1) + "\n")

@@ -11,10 +11,10 @@ from torch import nn
 
 from ..build import build_empty
 from ..config import FRAMES, NanoEmoXConfig
-from ..model import NanoEmoX
+from ..model import NanoEmoX, reference_language
 from ..tasks import TASKS
 from .config import TrainConfig
-from .initial_model import language_of, sizes, trainable_names
+from .initial_model import sizes, trainable_names
 from .run import the_plan
 from .sampler import Mixture, Records, Sampler, realised
 from .stages import Stage
@@ -181,7 +181,7 @@ def _seconds(
 ) -> dict[str, float]:
     """Seconds of the multiply-adds of encoders (none if features are cached), forward and backward pass."""
     encode = 2 * FRAMES * _multiply_adds_per_frame(model, sizes)
-    language = sum(parameter.numel() for parameter in language_of(model).parameters())
+    language = sum(parameter.numel() for parameter in reference_language(model).parameters())
     passes = 3 if config.gradient_checkpointing else 2
     update = 2 * rows * language * passes + 6 * config.batch * trainable(model, stage)
     updates = stage.total * config.accumulate

@@ -18,14 +18,19 @@ from ..config import NanoEmoXConfig
 from ..errors import UsageError
 from ..generation.tokenizer import Tokenizer, check_vocabulary
 from ..loading import load
-from ..model import NanoEmoX
+from ..model import NanoEmoX, reference_language
 from ..modules.face import FaceHead
 from ..modules.fusion import build_fusion
-from ..modules.language import LanguageModel, with_lora
+from ..modules.language import with_lora
 from ..modules.qformer import build_branch
-from ..weights.checkpoints import Tensors, find_components, read_components
-from ..weights.conversion import beside_adapters, complete, write_tokenizer
-from ..weights.sizes import component_sizes, infer_config
+from ..weights.adapters import beside_adapters
+from ..weights.checkpoints import read_components
+from ..weights.component_sizes import component_sizes
+from ..weights.components import find_components
+from ..weights.conversion import complete
+from ..weights.files import Tensors
+from ..weights.sizes import infer_config
+from ..weights.tokenizer_files import write_tokenizer
 from .config import ModelOptions
 from .stages import ALL, group_of
 
@@ -62,7 +67,7 @@ def build_model(options: ModelOptions, made: Path, *, dtype: torch.dtype, seed: 
         raise UsageError("model: give bundle or components; a preset alone is for --dry-run")
     model = load(folder, fast=False, device="cpu", dtype=dtype)
     if model.config.lora is None:
-        language = language_of(model)
+        language = reference_language(model)
         language.model = with_lora(language.model, options.lora)
         model.config = replace(model.config, lora=options.lora)
         if options.adapters == "keep":
@@ -138,12 +143,6 @@ def _to_fp32(model: NanoEmoX, folder: Path) -> None:
                 parameter.data = file.get_tensor(name).float().clone()
         else:
             parameter.data = parameter.data.float().clone()
-
-
-def language_of(model: NanoEmoX) -> LanguageModel:
-    """The language model of a reference model."""
-    assert isinstance(model.language, LanguageModel)
-    return model.language
 
 
 def trainable_names(model: NanoEmoX, groups: Collection[str] = ALL) -> dict[str, str]:

@@ -8,13 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from ..model import NanoEmoX
+from ..model import NanoEmoX, reference_language
 from ..modules.encoded import Encoded
 from ..modules.face import FaceHead
 from ..modules.language import LanguageModel
 from ..prompts import MODALITY_SETS
 from .collate import IGNORED
-from .initial_model import language_of
 from .stages import group_of
 
 
@@ -35,7 +34,7 @@ class Learner(nn.Module):
         self.audio_branch: nn.Module = model.get_submodule("audio_branch")
         self.face_head: FaceHead = cast(FaceHead, model.face_head)
         self.fusion: nn.Module = model.get_submodule("fusion")
-        self.language: LanguageModel = language_of(model)
+        self.language: LanguageModel = reference_language(model)
         self._splice = model.splice  # a method, so that the model does not become a submodule
         self.groups = frozenset(groups)
         for name, parameter in model.named_parameters():
@@ -117,5 +116,5 @@ def use_liger(model: NanoEmoX) -> None:
         swiglu=True,
         cross_entropy=False,
         fused_linear_cross_entropy=False,
-        model=language_of(model).base,
+        model=reference_language(model).base,
     )

@@ -13,12 +13,12 @@ import torch
 from ..bundle.folder import CARD
 from ..data.record import Dataset
 from ..errors import TrainingError, UsageError
-from ..model import NanoEmoX
+from ..model import NanoEmoX, reference_language
 from . import checkpoint
 from .config import TrainConfig, to_dict
 from .examples import Reader
 from .features import Features
-from .initial_model import build_model, language_of, trainable_names
+from .initial_model import build_model, trainable_names
 from .learner import use_liger
 from .log import write_json
 from .loop import Job, StageRun
@@ -123,7 +123,7 @@ class _Run:
         }
         plugin = getattr(accelerator.state, "fsdp_plugin", None)
         if plugin is not None:
-            layer = language_of(self.model).base.model.layers[0]
+            layer = reference_language(self.model).base.model.layers[0]
             plugin.transformer_cls_names_to_wrap = [type(layer).__name__]
         self.features = Features(self.model, Path(config.cache) if config.cache else None)
         self.job = Job(config, accelerator, self.model, self.features, datasets, reader, stop)

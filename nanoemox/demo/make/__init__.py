@@ -1,1 +1,1 @@
-"""Makes the embedded demo from nothing: `python -m nanoemox.demo.make`."""
+"""Makes the embedded demo: `python -m nanoemox.demo.make`. The steps are in build.py."""

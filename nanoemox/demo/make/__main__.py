@@ -1,4 +1,4 @@
-"""`python -m nanoemox.demo.make`."""
+"""Runs `python -m nanoemox.demo.make`."""
 
 from .build import main
 

@@ -1,4 +1,4 @@
-"""The corpus decoded once: frames, windows of sound and action units as arrays on disk, to be mapped."""
+"""The corpus, decoded once into memory-mapped arrays of frames, sound windows and action units."""
 
 import json
 import multiprocessing
@@ -20,6 +20,7 @@ from ...media.clip import Clip
 from ...tasks import EMOTIONS
 
 PARTS = ("train", "test", "voices")
+_FILES = {"train": ("video", "mp4"), "test": ("test_video", "mp4"), "voices": ("audio", "wav")}
 _SHAPES = {
     "frames": (np.uint8, (FRAMES, 3, FRAME_SIZE, FRAME_SIZE)),
     "sound": (np.float32, (WINDOWS, WINDOW_SAMPLES)),
@@ -29,8 +30,14 @@ _SHAPES = {
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the corpus. frames uint8 [N,8,3,224,224] and units [N,8,units] (None for voices alone), sound
-    float32 [N,8,32000]: what `read_clip` gives."""
+    """One part of the corpus, as `read_clip` returns its clips.
+
+    Attributes:
+        plans: the clips.
+        sound: float32 [N,8,32000].
+        frames: uint8 [N,8,3,224,224], None for voices without pictures.
+        units: strengths of the action units in every frame, float32 [N,8,units], None for voices.
+    """
 
     plans: list[Plan]
     sound: np.ndarray
@@ -38,61 +45,75 @@ class Part:
     units: np.ndarray | None
 
     def labels(self, modality: str) -> np.ndarray:
-        """What face, voice or words show: numbers of EMOTIONS [N]."""
-        return np.array([EMOTIONS.index(p.shown[modality]) for p in self.plans])
+        """The emotion that a modality shows, as a number of EMOTIONS [N]."""
+        return np.array([EMOTIONS.index(plan.shown[modality]) for plan in self.plans])
 
     def clip(self, index: int) -> Clip:
-        """With its words."""
-        held = None if self.frames is None else np.array(self.frames[index])
-        return Clip(frames=held, audio=np.array(self.sound[index]), subtitle=self.plans[index].spoken.text)
+        """A clip with its words."""
+        frames = None if self.frames is None else np.array(self.frames[index])
+        words = self.plans[index].spoken.text
+        return Clip(frames=frames, audio=np.array(self.sound[index]), subtitle=words)
 
 
 def file_of(corpus: Path, part: str, plan: Plan) -> Path:
-    folder, ending = {"train": ("video", "mp4"), "test": ("test_video", "mp4"), "voices": ("audio", "wav")}[
-        part
-    ]
+    """The media file of a clip."""
+    folder, ending = _FILES[part]
     return corpus / folder / f"{plan.name}.{ending}"
 
 
 def write_arrays(corpus: Path, out: Path, seed: int, count: int, test: int) -> None:
-    """Decodes the corpus of these counts into `out`, with a process a core, of up to 16: each has a thread a core."""
+    """Decode a corpus into a folder.
+
+    Args:
+        corpus: the corpus of this seed and these counts.
+        out: folder, which must not exist.
+        seed, count, test: see `plan.plans`.
+    """
     out.mkdir(parents=True)
     jobs = []
-    for part, chosen in zip(PARTS, plans(seed, count, test), strict=True):
+    for part, part_plans in zip(PARTS, plans(seed, count, test), strict=True):
         for name in ("sound",) if part == "voices" else _SHAPES:
             dtype, shape = _SHAPES[name]
-            np.lib.format.open_memmap(out / f"{part}_{name}.npy", "w+", dtype, (len(chosen), *shape)).flush()
-        jobs += [(corpus, out, part, i, p) for i, p in enumerate(chosen)]
-    with multiprocessing.get_context("spawn").Pool(min(16, len(os.sched_getaffinity(0)))) as pool:
+            file = out / f"{part}_{name}.npy"
+            np.lib.format.open_memmap(file, "w+", dtype, (len(part_plans), *shape)).flush()
+        jobs += [(corpus, out, part, i, plan) for i, plan in enumerate(part_plans)]
+    processes = min(16, len(os.sched_getaffinity(0)))  # each has as many threads as there are cores
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
         for _ in pool.imap_unordered(_decode, jobs, chunksize=16):
             pass
     (out / "plan.json").write_text(json.dumps({"seed": seed, "count": count, "test": test}) + "\n")
 
 
 def _decode(job: tuple[Path, Path, str, int, Plan]) -> None:
+    """Decode one clip into its row of the arrays."""
     corpus, out, part, index, plan = job
     file = file_of(corpus, part, plan)
-    alone = part == "voices"
-    sample = Sample(plan.name, "synthetic", "mer", "", "", None, video=None if alone else file, audio=file)
-    clip = read_sample(sample, "audioonly" if alone else "multiface_audio_face_frame_text", trusted=True)
+    is_voice = part == "voices"
+    video = None if is_voice else file
+    sample = Sample(plan.name, "synthetic", "mer", "", "", None, video=video, audio=file)
+    modalities = "audioonly" if is_voice else "multiface_audio_face_frame_text"
+    clip = read_sample(sample, modalities, trusted=True)
     values = {"sound": clip.audio}
-    if not alone:
-        acted = units(plan)
-        moments = np.clip(np.round(np.array(clip.frame_times) * faces.RATE).astype(int), 0, len(acted) - 1)
-        values |= {"frames": clip.frames, "units": acted[moments]}
+    if not is_voice:
+        strengths = units(plan)
+        frame_numbers = np.round(np.array(clip.frame_times) * faces.RATE).astype(int)
+        values["frames"] = clip.frames
+        values["units"] = strengths[np.clip(frame_numbers, 0, len(strengths) - 1)]
     for name, value in values.items():
         np.lib.format.open_memmap(out / f"{part}_{name}.npy", "r+")[index] = value
 
 
 def read_arrays(out: Path, parts: Sequence[str] = PARTS) -> dict[str, Part]:
-    """Parts of what `write_arrays` wrote, mapped."""
-    given = json.loads((out / "plan.json").read_text())
-    found = {}
-    for part, chosen in zip(PARTS, plans(given["seed"], given["count"], given["test"]), strict=True):
+    """Map parts of what `write_arrays` wrote."""
+    counts = json.loads((out / "plan.json").read_text())
+    all_plans = plans(counts["seed"], counts["count"], counts["test"])
+    mapped = {}
+    for part, part_plans in zip(PARTS, all_plans, strict=True):
         if part in parts:
-            held: dict[str, Any] = {
-                name: np.load(file, mmap_mode="r") if (file := out / f"{part}_{name}.npy").is_file() else None
-                for name in _SHAPES
-            }
-            found[part] = Part(chosen, held["sound"], held["frames"], held["units"])
-    return found
+            arrays: dict[str, Any] = {name: _map(out / f"{part}_{name}.npy") for name in _SHAPES}
+            mapped[part] = Part(part_plans, **arrays)
+    return mapped
+
+
+def _map(file: Path) -> np.ndarray | None:
+    return np.load(file, mmap_mode="r") if file.is_file() else None

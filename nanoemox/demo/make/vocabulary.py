@@ -1,4 +1,4 @@
-"""The demo's tokenizer: byte-level BPE over the words of prompts and answers."""
+"""The tokenizer of the demo: byte-level BPE, trained on prompts and answers."""
 
 import json
 import random
@@ -17,29 +17,30 @@ _SETS = ("manifest", "avamerg", "mercaptionplus", "merr_fine", "mintrec", "caer_
 
 
 def sentences(corpus: Path) -> list[str]:
-    """Subtitles, questions and answers of the corpus' training part, and the wording of every prompt."""
+    """Subtitles, questions and answers of the training part of a corpus, and the wording of every prompt."""
     rng, lines = random.Random(0), []
     for name in _SETS:
         dataset = open_dataset(name, corpus)
         for i in range(len(dataset)):
             for kind in dataset.kinds:
                 sample = dataset.sample(i, kind, rng)
-                lines += [sample.subtitle or "", sample.answer, *([sample.question] if i < 100 else [])]
-    return lines + [*Templates().pieces.values(), *(task.ask() for task in TASKS.values())] * 100
+                lines += [sample.subtitle or "", sample.answer]
+                if i < 100:
+                    lines.append(sample.question)
+    wording = [*Templates().pieces.values(), *(task.ask() for task in TASKS.values())]
+    return lines + wording * 100
 
 
 def make_tokenizer(folder: Path, size: int, lines: list[str]) -> None:
-    """Any text has ids; `###` is one token wherever it stands."""
+    """Train a tokenizer of `size` tokens into a folder. Any text has ids; `###` is always one token."""
     tokenizer = RustTokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<|im_start|>", "<|im_end|>", *PLACEHOLDERS.values()]
-    tokenizer.train_from_iterator(
-        lines,
-        trainers.BpeTrainer(
-            vocab_size=size - 1, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-        ),
+    trainer = trainers.BpeTrainer(
+        vocab_size=size - 1, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
+    tokenizer.train_from_iterator(lines, trainer)
     tokenizer.add_tokens([AddedToken(STOP, special=False, normalized=False)])
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
