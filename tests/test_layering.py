@@ -1,7 +1,7 @@
-"""Who may import whom, and what an import costs.
+"""Who may import whom, what an import costs, and where attributes are created.
 
-A room is a folder, or a file that lies directly in nanoemox/ or nanoemox_kernels/. Rooms are listed from top to bottom
-and import downwards only; between files there is no circle. Imports inside functions count.
+A room is a folder, or a file that lies directly in nanoemox/ or nanoemox_kernels/. Rooms are listed from top
+to bottom and import downwards only; between files there is no circle. Imports inside functions count.
 """
 
 import ast
@@ -53,7 +53,7 @@ def modules(root: Path) -> dict[str, Path]:
 
 
 def imports(path: Path, root: Path) -> list[str]:
-    """Dotted names that a file imports, anywhere in it; what is imported from a module is appended to its name."""
+    """Dotted names that a file imports, anywhere in it: `from a import b` gives a.b."""
     package = list(path.relative_to(root).parent.parts)
     names = []
     for node in ast.walk(ast.parse(path.read_text())):
@@ -180,7 +180,7 @@ def test_a_planted_circle_is_seen():
 
 
 def test_fast_parts_mirror_the_reference_modules():
-    """Every reference part that a model is made of has a fast file of the same name; attention is layers/attention."""
+    """Every reference part has a fast file of the same name; that of attention is layers/attention.py."""
     names = {path.stem for path in (PACKAGE / "modules").glob("*.py")}
     fast = {path.stem for path in (PACKAGE / "fast").rglob("*.py")}
     assert {"vision", "audio", "face", "qformer", "fusion", "attention"} <= names & fast
@@ -226,6 +226,88 @@ def test_every_public_name_is_there():
         == "[]"
     )
     assert run("import nanoemox.weights; import nanoemox; print(callable(nanoemox.load))").strip() == "True"
+
+
+CONSTRUCTORS = ("__init__", "__new__", "__post_init__")
+
+
+def assigned_attributes(method: ast.FunctionDef | ast.AsyncFunctionDef) -> dict[str, int]:
+    """Attribute that a method assigns to its first argument, in whatever form -> line."""
+    arguments = [*method.args.posonlyargs, *method.args.args]
+    lines: dict[str, int] = {}
+    for node in ast.walk(method):
+        if not isinstance(node, ast.Attribute) or not isinstance(node.ctx, ast.Store) or not arguments:
+            continue
+        if isinstance(node.value, ast.Name) and node.value.id == arguments[0].arg:
+            lines.setdefault(node.attr, node.lineno)
+    return lines
+
+
+def methods(class_: ast.ClassDef) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return [node for node in class_.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def declared_attributes(class_: ast.ClassDef, classes: dict[str, list[ast.ClassDef]]) -> set[str]:
+    """What constructors assign, class-level names and fields, of a class and its bases in the same tree."""
+    names = {
+        name
+        for method in methods(class_)
+        if method.name in CONSTRUCTORS
+        for name in assigned_attributes(method)
+    }
+    for node in class_.body:
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        if isinstance(node, ast.AnnAssign):
+            targets = [node.target]
+        names |= {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+    for base in class_.bases:
+        name = base.value if isinstance(base, ast.Subscript) else base
+        name = name.attr if isinstance(name, ast.Attribute) else getattr(name, "id", "")
+        for parent in classes.get(name, []):
+            if parent is not class_:
+                names |= declared_attributes(parent, classes)
+    return names
+
+
+def late_attributes(root: Path) -> list[str]:
+    """Attributes that a method other than a constructor creates: "file:line Class.attribute"."""
+    trees = {path: ast.parse(path.read_text()) for path in modules(root).values()}
+    located = [
+        (path, node)
+        for path, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+    ]
+    classes: dict[str, list[ast.ClassDef]] = {}
+    for _, class_ in located:
+        classes.setdefault(class_.name, []).append(class_)
+    late = []
+    for path, class_ in located:
+        declared = declared_attributes(class_, classes)
+        for method in methods(class_):
+            for name, line in assigned_attributes(method).items():
+                if name not in declared:
+                    late.append(f"{path.relative_to(root)}:{line} {class_.name}.{name}")
+    return late
+
+
+def test_attributes_are_born_in_constructors():
+    assert late_attributes(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["self.late = 1", "self.early, (self.late, _) = 1, (2, 3)", "self.late: int = 1", "self.late += 1"],
+)
+def test_a_planted_attribute_is_seen(tmp_path, statement):
+    file = tmp_path / "nanoemox" / "late.py"
+    file.parent.mkdir()
+    file.write_text(
+        "class Base:\n    def __init__(self):\n        self.early = 0\n\n"
+        "class Child(Base):\n    field: int\n    name = ''\n\n    def method(self):\n"
+        f"        self.early = self.field = self.name = 2\n        {statement}\n"
+    )
+    assert late_attributes(tmp_path) == ["nanoemox/late.py:11 Child.late"]
 
 
 def test_files_stay_short():

@@ -36,25 +36,28 @@ class FastVision(Replayed):
         self.wide = patches.shape[1] + (-patches.shape[1] % 8 if has_fused_ops(patches) else 0)
         self.patches = pack(F.pad(patches, (0, self.wide - patches.shape[1])), None)
         self.norm = weights.norm("pre_layrnorm", config.layer_norm_eps)
-        self._place()
+        self.scale, self.shift = self._pixel_constants()
         self.read = (*config.taps, config.feature_layer)
         count = max(self.read)
         layers = [_block(config, weights.under(f"encoder.layers.{i}."), i + 1 == count) for i in range(count)]
         self.blocks = nn.ModuleList(layers[:-1])  # type: ignore[assignment]
         self.last = layers[-1] if layers else None
 
-    def _place(self) -> None:
-        """Constants of `preprocess` in fp32, whatever the dtype:
+    def _pixel_constants(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift of `preprocess`, [3,1,1] each, in fp32 whatever the dtype of the weights.
 
-        made beforehand, a CUDA graph takes no host copies.
+        They are made in advance because a CUDA graph cannot copy constants from the host.
         """
-        given = self.config.mean, self.config.std
-        mean, std = (torch.tensor(value, dtype=torch.float64).view(3, 1, 1) for value in given)
-        self.scale, self.shift = (t.float().to(self.position.device) for t in (1 / (255 * std), -mean / std))
+        mean, std = (
+            torch.tensor(values, dtype=torch.float64).view(3, 1, 1)
+            for values in (self.config.mean, self.config.std)
+        )
+        device = self.position.device
+        return (1 / (255 * std)).float().to(device), (-mean / std).float().to(device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FastVision":
         super()._apply(fn, recurse)
-        self._place()
+        self.scale, self.shift = self._pixel_constants()
         return self
 
     def preprocess(self, frames: Tensor) -> Tensor:

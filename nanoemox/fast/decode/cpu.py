@@ -57,6 +57,7 @@ class EngineLanguage(nn.Module):
         self.shape, self.layers, self.norm, self.head, self.embedding = shape, layers, norm, head, embedding
         self.rotary, self.exact_head, self.smoothed = rotary, exact_head, smoothed
         self.engine: DecodeEngine | None = None
+        self.tables: tuple[Tensor, ...] = ()  # cosines and sines of every position of the cache
         self._taken: set[int] = set()
         self._turn = threading.RLock()
 
@@ -192,7 +193,11 @@ class EngineLanguage(nn.Module):
             keys[slot, :, first:end], values[slot, :, first:end] = k[:, here], v[:, here]
             seen_k, seen_v = (t[slot, :, None, :end].expand(*grouped, -1, -1) for t in (keys, values))
             attention(
-                q.unflatten(0, grouped)[:, :, here], seen_k, seen_v, causal_offset=first + 1, out=out[:, :, here]
+                q.unflatten(0, grouped)[:, :, here],
+                seen_k,
+                seen_v,
+                causal_offset=first + 1,
+                out=out[:, :, here],
             )
         hidden = _added(hidden, mixed, layer.o, layer.o_bias)
         y = self._rms_norm(hidden, layer.post_norm)
