@@ -14,11 +14,14 @@ from ..modules.language import KINDS, LanguageModel
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises CheckpointError."""
+    """The JSON object in a file. Raises CheckpointError."""
     try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read as a JSON object ({error})") from error
+        values = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: missing or not JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: not a JSON object")
+    return values
 
 
 def read_config(folder: Path) -> Any:

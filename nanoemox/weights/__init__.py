@@ -1,4 +1,4 @@
-"""Makes bundles: of official checkpoints and base models, or of random numbers."""
+"""Makes bundles from official checkpoints and base models, or from random numbers."""
 
 from .conversion import convert
 from .random_weights import random_bundle

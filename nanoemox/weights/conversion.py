@@ -1,15 +1,12 @@
-"""Official phase checkpoints and their base models -> one bundle, every key accounted for (architecture 15, 16)."""
+"""Official checkpoints and their base models into one bundle (docs/architecture.md sections 15 and 16)."""
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ..build import build_empty
 from ..bundle.folder import CARD, CONFIG, WEIGHTS, new_folder
@@ -18,13 +15,17 @@ from ..bundle.tensors import audit, write_safetensors
 from ..config import NanoEmoXConfig
 from ..devices import resolve
 from ..errors import CheckpointError, UsageError
-from ..generation.tokenizer import PLACEHOLDERS, Tokenizer, check_vocabulary
-from ..modules.language import merge_lora
-from .checkpoints import Loader, Tensors, find_components, read_checkpoint, read_components
-from .sizes import component_sizes, infer_config
+from ..generation.tokenizer import Tokenizer, check_vocabulary
+from .adapters import beside_adapters, merge_adapters
+from .checkpoints import read_checkpoint, read_components
+from .component_sizes import component_sizes
+from .components import find_components
+from .files import Stored, Tensors
+from .sizes import infer_config
+from .tokenizer_files import write_tokenizer
 
-_UNUSED = re.compile(r"multi_(?:audio|video)_embs\..*")  # used by some fusion variants only
-_LORA = re.compile(r"llama_model\.base_model\.model\..*\.lora_[AB]\.default\.weight")
+# Tensors of the fusions "attention" and "qformer"; the others do not use them.
+_VARIANTS_ONLY = re.compile(r"multi_(?:audio|video)_embs\..*")
 
 
 def convert(
@@ -36,145 +37,84 @@ def convert(
     lora: str = "keep",
     config: NanoEmoXConfig | None = None,
 ) -> Path:
-    """Write a bundle of official phase checkpoints and the base models that they were trained on.
+    """Write a bundle from official phase checkpoints and the base models that they were trained on.
 
     Args:
-        checkpoint: one `.pth` file, or several of which later ones win (phases 1-1, 1-2: in this order).
-        components: {"clip": folder, "hubert": folder, "facexformer": file, "qwen": folder}, or a folder that holds
-            the four. Folders are Hugging Face's, with safetensors or `.bin`.
-        out: the bundle; absent, empty, or a bundle to be replaced.
-        dtype: bfloat16 or float32.
-        lora: "keep" the adapters beside the language model or "merge" them into it, in fp32.
-        config: sizes that neither the files' shapes nor their config.json tell (heads, taps); default as published.
+        checkpoint: one `.pth` file, or several, of which later ones win (phase 1-1, then 1-2).
+        components: {"clip": folder, "hubert": folder, "facexformer": file, "qwen": folder}, or a folder that
+            holds the four. The folders are Hugging Face's, with safetensors or `.bin` files.
+        out: the bundle: absent, empty, or a bundle, which is replaced.
+        dtype: of the stored weights, bfloat16 or float32.
+        lora: "keep" the adapters beside the language model, or "merge" them into it, in fp32.
+        config: has the sizes that neither the shapes nor the config.json of the files tell (heads, taps); by
+            default those of the published model.
+
+    Returns:
+        The path of the bundle.
 
     Raises:
         CheckpointError: a file that cannot be read safely; a name that is unknown, missing or misshapen.
         UsageError: an option that does not exist.
+
+    Source: docs/architecture.md sections 15 and 16.
     """
-    stored = resolve("cpu", dtype)[1]
+    stored_dtype = resolve("cpu", dtype)[1]
     if lora not in ("keep", "merge"):
         raise UsageError(f"lora {lora!r} does not exist: use keep or merge")
-    files = (
-        [Path(checkpoint)]
-        if isinstance(checkpoint, str | os.PathLike)
-        else [Path(file) for file in checkpoint]
-    )
+    checkpoints = [checkpoint] if isinstance(checkpoint, str | os.PathLike) else checkpoint
+    files = [Path(file) for file in checkpoints]
     paths = find_components(components, files)
     _refuse_sources(Path(out), [*files, *paths.values()])
-    found = read_components(paths)
-    trained: Tensors = {}
-    for file in files:
-        trained |= read_checkpoint(file)
-    config = component_sizes(config or NanoEmoXConfig(), paths)
-    config = infer_config(config, {name: shape for name, (shape, _) in (found | trained).items()})
-    if config.fusion.type not in ("attention", "qformer"):
-        trained = {name: tensor for name, tensor in trained.items() if not _UNUSED.fullmatch(name)}
-    found = beside_adapters(found | trained, config)
-    wanted = shapes(build_empty(config, "the files' sizes"), config)
-    complete(found, wanted)
-    where = " + ".join([*map(str, files), "base models"])
-    audit(
-        {name: shape for name, (shape, _) in found.items()}, wanted, where, "named as in the official model"
-    )
+
+    tensors, config = _read(files, paths, config or NanoEmoXConfig())
+    expected = shapes(build_empty(config, "the files' sizes"), config)
+    complete(tensors, expected)
+    present = {name: tensor.shape for name, tensor in tensors.items()}
+    sources = " + ".join([*map(str, files), "base models"])
+    audit(present, expected, sources, "named as in the official model")
     if lora == "merge":
-        found = _merge(found, config)
+        tensors = merge_adapters(tensors, config)
         config = replace(config, lora=None)
-        wanted = shapes(build_empty(config, "the files' sizes"), config)
+        expected = shapes(build_empty(config, "the files' sizes"), config)
     with new_folder(out) as folder:
         write_tokenizer(paths["qwen"], folder)
         check_vocabulary(Tokenizer(folder), config, paths["qwen"])
-        write_safetensors(folder / WEIGHTS, wanted, stored, lambda name: found[name][1]())
+        write_safetensors(folder / WEIGHTS, expected, stored_dtype, lambda name: tensors[name].read())
         config.to_json(folder / CONFIG)
         names = ", ".join(file.name for file in files)
-        (folder / CARD).write_text(
-            f"# {config.name}\n\nConverted by nanoemox from {names}; adapters: {lora}.\n"
-        )
+        card = f"# {config.name}\n\nConverted by nanoemox from {names}; adapters: {lora}.\n"
+        (folder / CARD).write_text(card)
     return Path(out)
 
 
-def _merged(base: Loader, a: Loader, b: Loader, scale: float) -> Tensor:
-    return merge_lora(base().float(), a(), b(), scale)
-
-
-_ADAPTED = "llama_model.base_model.model."
-
-
-def beside_adapters(found: Tensors, config: NanoEmoXConfig) -> Tensors:
-    """The language model under the names that it has beside its adapters."""
-    if config.lora is None:
-        raise CheckpointError(
-            "the checkpoint holds no LoRA adapters; give the one of phase 3, or an earlier one beside it"
-        )
-    out: Tensors = {}
-    for name, tensor in found.items():
-        if name == "llama_model.lm_head.weight" and config.language.tied_embeddings:
-            continue
-        if name.startswith("llama_model.") and not _LORA.fullmatch(name):
-            module, _, leaf = name.removeprefix("llama_model.").rpartition(".")
-            adapted = module.rpartition(".")[2] in config.lora.targets
-            name = f"{_ADAPTED}{module}.{'base_layer.' if adapted else ''}{leaf}"
-        out[name] = tensor
-    return out
-
-
-def _merge(found: Tensors, config: NanoEmoXConfig) -> Tensors:
-    """The language model with its adapters merged in, under its plain names. `found` has passed the audit."""
-    assert config.lora is not None
-    out: Tensors = {}
-    for name, (shape, read) in found.items():
-        if _LORA.fullmatch(name):
-            continue
-        if name.endswith(".base_layer.weight"):
-            a, b = (found[name.replace("base_layer", f"lora_{half}.default")][1] for half in "AB")
-            read = partial(_merged, read, a, b, config.lora.alpha / config.lora.rank)
-        plain = name.replace(_ADAPTED, "llama_model.").replace(".base_layer.", ".")
-        out[plain] = shape, read
-    return out
+def _read(
+    files: list[Path], paths: dict[str, Path], config: NanoEmoXConfig
+) -> tuple[Tensors, NanoEmoXConfig]:
+    """Every tensor of the files, named as beside adapters, and the configuration that they describe."""
+    base = read_components(paths)
+    trained: Tensors = {}
+    for file in files:
+        trained |= read_checkpoint(file)
+    config = component_sizes(config, paths)
+    config = infer_config(config, {name: tensor.shape for name, tensor in (base | trained).items()})
+    if config.fusion.type not in ("attention", "qformer"):
+        trained = {name: tensor for name, tensor in trained.items() if not _VARIANTS_ONLY.fullmatch(name)}
+    return beside_adapters(base | trained, config), config
 
 
 def _refuse_sources(out: Path, sources: list[Path]) -> None:
     final = out.resolve()
-    for source in (path.resolve() for path in sources):
-        if final == source or final in source.parents:
+    for source in sources:
+        path = source.resolve()
+        if final == path or final in path.parents:
             raise CheckpointError(
-                f"{out}: is or holds {source.name}, which is to be read; choose another name"
+                f"{out}: is or holds {path.name}, which is read from; choose another name for the bundle"
             )
 
 
-def complete(found: Tensors, wanted: dict[str, tuple[int, ...]]) -> None:
-    """HuBERT's mask embedding is used in its pre-training only, and some files leave it out."""
+def complete(tensors: Tensors, expected: dict[str, tuple[int, ...]]) -> None:
+    """Adds HuBERT's mask embedding if a file leaves it out: only its pre-training uses it."""
     name = "acoustic_encoder.model.masked_spec_embed"
-    if name not in found and name in wanted:
-        found[name] = wanted[name], lambda: torch.zeros(wanted[name])
-
-
-def write_tokenizer(source: Path, folder: Path) -> None:
-    """The language model's tokenizer with bos, eos and the five placeholders (architecture section 10)."""
-    from tokenizers import AddedToken
-    from tokenizers import Tokenizer as RustTokenizer
-
-    try:
-        if (source / "tokenizer.json").is_file():
-            backend = RustTokenizer.from_file(str(source / "tokenizer.json"))
-        else:  # the older vocab.json and merges.txt
-            from transformers import AutoTokenizer
-
-            backend = AutoTokenizer.from_pretrained(source, local_files_only=True).backend_tokenizer
-    except Exception as error:  # both libraries raise many kinds
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{source}: no tokenizer that can be read ({reason})") from error
-    bos, eos = "<|im_start|>", "<|im_end|>"
-    if lacking := [token for token in (bos, eos) if backend.token_to_id(token) is None]:
-        raise CheckpointError(f"{source}: the tokenizer has no {lacking[0]}")
-    order = ("image", "audio", "frames", "face", "fusion")
-    backend.add_special_tokens(
-        [AddedToken(PLACEHOLDERS[kind], special=True, normalized=False) for kind in order]
-    )
-    backend.save(str(folder / "tokenizer.json"))
-    names = {
-        "bos_token": bos,
-        "eos_token": eos,
-        "pad_token": eos,
-        "tokenizer_class": "PreTrainedTokenizerFast",
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(names, indent=1) + "\n")
+    if name not in tensors and name in expected:
+        shape = expected[name]
+        tensors[name] = Stored(shape, lambda: torch.zeros(shape))

@@ -1,4 +1,4 @@
-"""Bundles from elsewhere: official checkpoints, random numbers, a model in memory."""
+"""Bundles of random weights, for benchmarks and tests."""
 
 import os
 import zlib
@@ -18,8 +18,8 @@ from ..generation.tokenizer import Tokenizer, check_vocabulary
 
 _RANDOM_CARD = """# {name}, random weights
 
-Made by `nanoemox.weights.random_bundle` with seed {seed}. It has the true sizes and knows nothing: for benchmarks and
-tests, not for answers.
+Made by `nanoemox.weights.random_bundle` with seed {seed}. It has the true sizes and knows nothing:
+for benchmarks and tests, not for answers.
 """
 
 
@@ -30,17 +30,30 @@ def random_bundle(
     *,
     dtype: str | torch.dtype = "bfloat16",
 ) -> Path:
-    """Write a bundle of random weights that keep activations in a healthy range, with the demo's tokenizer.
+    """Write a bundle of random weights, whose activations stay finite, with the demo's tokenizer.
 
-    A tensor depends on the seed, its name and its shape alone. One tensor is in memory at a time.
+    A tensor depends only on the seed, its name and its shape. One tensor is in memory at a time.
+
+    Args:
+        preset: "nano-emox-2.2b", "demo", or a configuration.
+        out: the bundle: absent, empty, or a bundle, which is replaced.
+        seed: of the random numbers.
+        dtype: of the stored weights, bfloat16 or float32.
+
+    Returns:
+        The path of the bundle.
+
+    Raises:
+        UsageError: a preset or dtype that does not exist.
+        CheckpointError: `out` holds something else, or cannot be written.
     """
     config = preset if isinstance(preset, NanoEmoXConfig) else NanoEmoXConfig.preset(preset)
-    tokenizer, stored = Tokenizer(DEMO), resolve("cpu", dtype)[1]
+    tokenizer, stored_dtype = Tokenizer(DEMO), resolve("cpu", dtype)[1]
     check_vocabulary(tokenizer, config, "the demo's tokenizer")
-    wanted = shapes(build_empty(config, config.name), config)
+    sizes = shapes(build_empty(config, config.name), config)
     with new_folder(out) as folder:
         write_safetensors(
-            folder / WEIGHTS, wanted, stored, lambda name: random_tensor(name, wanted[name], seed)
+            folder / WEIGHTS, sizes, stored_dtype, lambda name: random_tensor(name, sizes[name], seed)
         )
         config.to_json(folder / CONFIG)
         tokenizer.save(folder)
@@ -50,9 +63,8 @@ def random_bundle(
 
 def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     """fp32: gains around 1, small biases and queries, matrices of unit gain, small adapters."""
-    random = torch.Generator().manual_seed(
-        zlib.crc32(f"{seed}|{name}".encode())
-    )  # only 32 bits of a seed count
+    tensor_seed = zlib.crc32(f"{seed}|{name}".encode())  # the generator uses only 32 bits of a seed
+    random = torch.Generator().manual_seed(tensor_seed)
     unit = torch.empty(shape).uniform_(-(3**0.5), 3**0.5, generator=random)  # mean 0, variance 1
     if name.endswith("weight.original0") or (len(shape) <= 1 and name.endswith("weight")):
         return unit.mul_(0.1).add_(1)

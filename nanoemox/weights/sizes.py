@@ -1,179 +1,167 @@
-"""Sizes that official files tell by themselves: their config.json and the shapes of their tensors."""
+"""Sizes and variants of the model, read off the names and shapes of its tensors."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
-from ..config import AudioConfig, LanguageConfig, NanoEmoXConfig, VisionConfig
-from ..errors import CheckpointError, UsageError
-from .checkpoints import read_json
+from ..config import BranchConfig, FaceConfig, FusionConfig, LoRAConfig, NanoEmoXConfig, QFormerConfig
 
-Shapes = dict[str, tuple[int, ...]]
+_SWIN = "facial_encoder.facexformer.backbone.0"
+_BERT_HEAD_SIZE = 64
 
 
-def infer_config(config: NanoEmoXConfig, shapes: Shapes) -> NanoEmoXConfig:
-    """`config` with every size and variant that can be read off `shapes` (official name -> shape)."""
+class _Shapes:
+    """Official name -> shape."""
 
-    def dim(name: str, axis: int, default: int) -> int:
-        shape = shapes.get(name, ())
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]):
+        self.shapes = shapes
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.shapes
+
+    def size(self, name: str, axis: int, default: int) -> int:
+        """A dimension of a tensor, or the default if there is no such tensor or axis."""
+        shape = self.shapes.get(name, ())
         return shape[axis] if len(shape) > axis else default
 
-    def count(pattern: str) -> int:
-        return len({match[1] for name in shapes if (match := re.match(pattern, name))})
+    def count(self, pattern: str) -> int:
+        """How many values the first group of a pattern takes in the names that begin with it."""
+        matches = (re.match(pattern, name) for name in self.shapes)
+        return len({match[1] for match in matches if match})
 
-    face, swin = config.face, "facial_encoder.facexformer.backbone.0."
-    if f"{swin}0.0.weight" in shapes:
-        stages = range(4)
-        tables = [f"{swin}{2 * s + 1}.0.attn.relative_position_bias_table" for s in stages]
-        embed = dim(f"{swin}0.0.weight", 0, face.embed_dim)
-        face = replace(
-            face,
-            embed_dim=embed,
-            depths=tuple(count(rf"{re.escape(swin)}{2 * s + 1}\.(\d+)\.") for s in stages),
-            heads=tuple(dim(table, 1, heads) for table, heads in zip(tables, face.heads, strict=True)),
-            window_size=(round(dim(tables[0], 0, (2 * face.window_size - 1) ** 2) ** 0.5) + 1) // 2,
-            mlp_ratio=dim(f"{swin}1.0.mlp.0.weight", 0, round(embed * face.mlp_ratio)) / embed,
-            feature_size=dim("facial_encoder.facexformer.linear_c.0.proj.weight", 0, face.feature_size),
-            queries=dim("facial_encoder.query", 0, face.queries),
-            projector_size=dim("facial_encoder.face_proj.0.weight", 0, face.projector_size),
-        )
+    def ranks(self) -> set[int]:
+        """Ranks of the adapters."""
+        names = [name for name in self.shapes if name.endswith(".lora_A.default.weight")]
+        return {self.shapes[name][0] for name in names if self.shapes[name]}
 
-    def branch(known: Any, stem: str, positions: str) -> Any:
-        if f"{stem}_query_tokens" in shapes:
-            tokens = dim(f"{stem}_query_tokens", 1, known.tokens)
-            return replace(known, type="qformer", tokens=tokens, positions=dim(positions, 0, known.positions))
-        kind = "attention" if f"{stem}_attention_mlp.weight" in shapes else known.type
-        # Without queries the projection reads the encoder's width: only then is it a mean.
-        proj = {"video": "video_proj.weight", "audio": "audio_llama_proj.weight"}[stem]
-        encoder = config.vision.hidden_size if stem == "video" else config.audio.hidden_size
-        if kind == "qformer" and dim(proj, 1, 0) == encoder:
-            kind = "mean"
-        return replace(known, type=kind)
 
-    qformer, fusion, lora = config.qformer, config.fusion, config.lora
-    for stem in ("video", "audio", "multi"):
-        if f"{stem}_query_tokens" in shapes:
-            width = dim(f"{stem}_query_tokens", 2, qformer.hidden_size)
-            qformer = replace(
-                qformer,
-                hidden_size=width,
-                heads=qformer.heads
-                if width == qformer.hidden_size
-                else max(1, width // 64),  # BERT's heads are 64 wide
-                layers=count(rf"{stem}_Qformer\.bert\.encoder\.layer\.(\d+)\."),
-                mlp_size=dim(
-                    f"{stem}_Qformer.bert.encoder.layer.0.intermediate_query.dense.weight",
-                    0,
-                    qformer.mlp_size,
-                ),
-            )
-    if "multi_multiscale_fusion.audio_proj.weight" in shapes:
-        hidden = dim("multi_multiscale_fusion.audio_proj.weight", 0, fusion.hidden_size)
-        fusion = replace(fusion, type="multiscale", hidden_size=hidden)
-    elif "multi_moe_fusion.llm_projector.weight" in shapes:
-        fusion = replace(
-            fusion,
-            type="densemoe",
-            experts=count(r"multi_moe_fusion\.experts\.(\d+)\."),
-            router_size=dim("multi_moe_fusion.routing_network.router.0.weight", 0, fusion.router_size),
-        )
-    elif "multi_query_tokens" in shapes:
-        positions = dim("multi_position_embedding.weight", 0, fusion.positions)
-        fusion = replace(fusion, type="qformer", tokens=dim("multi_query_tokens", 1, 1), positions=positions)
-    elif "fc_att.weight" in shapes:
-        fusion = replace(fusion, type="attention")
-    ranks = {shape[0] for name, shape in shapes.items() if name.endswith(".lora_A.default.weight") and shape}
-    if not ranks:
-        lora = None
-    elif lora is not None and len(ranks) == 1 and lora.rank not in ranks:
-        rank = ranks.pop()
-        lora = replace(lora, rank=rank, alpha=2 * rank)  # the official scaling is 2
+def infer_config(config: NanoEmoXConfig, shapes: Mapping[str, tuple[int, ...]]) -> NanoEmoXConfig:
+    """`config` with every size and variant that can be read off `shapes`.
+
+    Args:
+        config: has the values that shapes do not tell: numbers of heads, taps, dropout.
+        shapes: official name -> shape.
+    """
+    tensors = _Shapes(shapes)
+    video_width, audio_width = config.vision.hidden_size, config.audio.hidden_size
     return replace(
         config,
-        face=face,
-        qformer=qformer,
-        fusion=fusion,
-        lora=lora,
-        video_branch=branch(config.video_branch, "video", "video_frame_position_embedding.weight"),
-        audio_branch=branch(config.audio_branch, "audio", "audio_position_embedding.weight"),
+        face=_face(config.face, tensors),
+        qformer=_qformer(config.qformer, tensors),
+        fusion=_fusion(config.fusion, tensors),
+        lora=_lora(config.lora, tensors),
+        video_branch=_branch(
+            config.video_branch,
+            tensors,
+            stem="video",
+            positions="video_frame_position_embedding.weight",
+            projection="video_proj.weight",
+            encoder_width=video_width,
+        ),
+        audio_branch=_branch(
+            config.audio_branch,
+            tensors,
+            stem="audio",
+            positions="audio_position_embedding.weight",
+            projection="audio_llama_proj.weight",
+            encoder_width=audio_width,
+        ),
     )
 
 
-def component_sizes(config: NanoEmoXConfig, paths: dict[str, Path]) -> NanoEmoXConfig:
-    """The encoders and the language model as their own config.json describes them."""
-    try:
-        sized = _component_sizes(config, paths)
-        return NanoEmoXConfig.from_dict(sized.to_dict())  # checks kinds too
-    except (UsageError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        where = ", ".join(f"{paths[name]}/config.json" for name in ("clip", "hubert", "qwen"))
-        raise CheckpointError(f"{where}: sizes that make no model ({error})") from error
+def _face(face: FaceConfig, tensors: _Shapes) -> FaceConfig:
+    if f"{_SWIN}.0.0.weight" not in tensors:
+        return face
+    stages = [f"{_SWIN}.{2 * stage + 1}" for stage in range(4)]
+    tables = [f"{stage}.0.attn.relative_position_bias_table" for stage in stages]
+    embed_dim = tensors.size(f"{_SWIN}.0.0.weight", 0, face.embed_dim)
+    mlp_size = tensors.size(f"{_SWIN}.1.0.mlp.0.weight", 0, round(embed_dim * face.mlp_ratio))
+    # A table has (2 * window - 1) ** 2 rows and a column per head.
+    table_rows = tensors.size(tables[0], 0, (2 * face.window_size - 1) ** 2)
+    return replace(
+        face,
+        embed_dim=embed_dim,
+        depths=tuple(tensors.count(rf"{re.escape(stage)}\.(\d+)\.") for stage in stages),
+        heads=tuple(tensors.size(table, 1, heads) for table, heads in zip(tables, face.heads, strict=True)),
+        window_size=(round(table_rows**0.5) + 1) // 2,
+        mlp_ratio=mlp_size / embed_dim,
+        feature_size=tensors.size("facial_encoder.facexformer.linear_c.0.proj.weight", 0, face.feature_size),
+        queries=tensors.size("facial_encoder.query", 0, face.queries),
+        projector_size=tensors.size("facial_encoder.face_proj.0.weight", 0, face.projector_size),
+    )
 
 
-def _component_sizes(config: NanoEmoXConfig, paths: dict[str, Path]) -> NanoEmoXConfig:
-    """The encoders and the language model as their own config.json describes them."""
-    clip = read_json(paths["clip"] / "config.json")
-    clip = {**clip, **clip.get("vision_config", {})}
-    hubert = read_json(paths["hubert"] / "config.json")
-    processor = paths["hubert"] / "preprocessor_config.json"
-    qwen = read_json(paths["qwen"] / "config.json")
-    rope = qwen.get("rope_parameters") or qwen.get("rope_scaling") or {}
-    if (rope.get("rope_type") or rope.get("type") or "default") != "default" or qwen.get(
-        "use_sliding_window"
-    ):
-        raise CheckpointError(
-            f"{paths['qwen']}/config.json: scaled rotary positions and sliding windows are not supported"
+def _qformer(qformer: QFormerConfig, tensors: _Shapes) -> QFormerConfig:
+    for stem in ("video", "audio", "multi"):
+        if f"{stem}_query_tokens" not in tensors:
+            continue
+        encoder = f"{stem}_Qformer.bert.encoder.layer"
+        hidden_size = tensors.size(f"{stem}_query_tokens", 2, qformer.hidden_size)
+        heads = qformer.heads
+        if hidden_size != qformer.hidden_size:
+            heads = max(1, hidden_size // _BERT_HEAD_SIZE)
+        qformer = replace(
+            qformer,
+            hidden_size=hidden_size,
+            heads=heads,
+            layers=tensors.count(rf"{re.escape(encoder)}\.(\d+)\."),
+            mlp_size=tensors.size(f"{encoder}.0.intermediate_query.dense.weight", 0, qformer.mlp_size),
         )
+    return qformer
 
-    if qwen.get("hidden_act", "silu") != "silu":
-        raise CheckpointError(
-            f"{paths['qwen']}/config.json: hidden_act {qwen['hidden_act']!r} is not supported, silu is"
+
+def _fusion(fusion: FusionConfig, tensors: _Shapes) -> FusionConfig:
+    if "multi_multiscale_fusion.audio_proj.weight" in tensors:
+        hidden_size = tensors.size("multi_multiscale_fusion.audio_proj.weight", 0, fusion.hidden_size)
+        return replace(fusion, type="multiscale", hidden_size=hidden_size)
+    if "multi_moe_fusion.llm_projector.weight" in tensors:
+        router = "multi_moe_fusion.routing_network.router.0.weight"
+        return replace(
+            fusion,
+            type="densemoe",
+            experts=tensors.count(r"multi_moe_fusion\.experts\.(\d+)\."),
+            router_size=tensors.size(router, 0, fusion.router_size),
         )
+    if "multi_query_tokens" in tensors:
+        return replace(
+            fusion,
+            type="qformer",
+            tokens=tensors.size("multi_query_tokens", 1, 1),
+            positions=tensors.size("multi_position_embedding.weight", 0, fusion.positions),
+        )
+    if "fc_att.weight" in tensors:
+        return replace(fusion, type="attention")
+    return fusion
 
-    def pick(known: Any, values: dict[str, Any], **names: str) -> dict[str, Any]:
-        return {ours: values.get(theirs, getattr(known, ours)) for ours, theirs in names.items()}
 
-    def lists(values: dict[str, Any]) -> dict[str, Any]:
-        return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+def _lora(lora: LoRAConfig | None, tensors: _Shapes) -> LoRAConfig | None:
+    ranks = tensors.ranks()
+    if not ranks:
+        return None
+    if lora is None or len(ranks) > 1 or lora.rank in ranks:
+        return lora
+    (rank,) = ranks
+    return replace(lora, rank=rank, alpha=2 * rank)  # the official scaling is 2
 
-    vision: VisionConfig = replace(
-        config.vision,
-        **pick(
-            config.vision, clip, hidden_size="hidden_size", layers="num_hidden_layers", heads="num_attention_heads",
-            mlp_size="intermediate_size", patch_size="patch_size", image_size="image_size", activation="hidden_act",
-            layer_norm_eps="layer_norm_eps",
-        ),
-    )  # fmt: skip
-    audio: AudioConfig = replace(
-        config.audio,
-        **lists(
-            pick(
-                config.audio, hubert, hidden_size="hidden_size", layers="num_hidden_layers",
-                heads="num_attention_heads",
-                mlp_size="intermediate_size", activation="hidden_act", layer_norm_eps="layer_norm_eps",
-                conv_dim="conv_dim",
-                conv_kernel="conv_kernel", conv_stride="conv_stride", conv_bias="conv_bias",
-                conv_norm="feat_extract_norm",
-                conv_activation="feat_extract_activation", projection_layer_norm="feat_proj_layer_norm",
-                stable_layer_norm="do_stable_layer_norm", position_kernel="num_conv_pos_embeddings",
-                position_groups="num_conv_pos_embedding_groups", position_batch_norm="conv_pos_batch_norm",
-            )
-        ),
-        normalize=read_json(processor).get("do_normalize", True) if processor.is_file() else config.audio.normalize,
-    )  # fmt: skip
-    heads = qwen.get("num_attention_heads", config.language.heads)
-    width = qwen.get("hidden_size", config.language.hidden_size)
-    language: LanguageConfig = replace(
-        config.language,
-        **pick(
-            config.language, qwen, model_type="model_type", vocab_size="vocab_size", hidden_size="hidden_size",
-            layers="num_hidden_layers", heads="num_attention_heads", kv_heads="num_key_value_heads",
-            mlp_size="intermediate_size", rms_norm_eps="rms_norm_eps", max_positions="max_position_embeddings",
-            tied_embeddings="tie_word_embeddings",
-        ),
-        head_dim=qwen.get("head_dim") or width // heads,
-        rope_theta=float(rope.get("rope_theta") or qwen.get("rope_theta", config.language.rope_theta)),
-    )  # fmt: skip
-    return replace(config, vision=vision, audio=audio, language=language)
+
+def _branch(
+    branch: BranchConfig,
+    tensors: _Shapes,
+    *,
+    stem: str,
+    positions: str,
+    projection: str,
+    encoder_width: int,
+) -> BranchConfig:
+    if f"{stem}_query_tokens" in tensors:
+        return replace(
+            branch,
+            type="qformer",
+            tokens=tensors.size(f"{stem}_query_tokens", 1, branch.tokens),
+            positions=tensors.size(positions, 0, branch.positions),
+        )
+    kind = "attention" if f"{stem}_attention_mlp.weight" in tensors else branch.type
+    # Without queries, a projection that reads the encoder's width belongs to a mean.
+    if kind == "qformer" and tensors.size(projection, 1, 0) == encoder_width:
+        kind = "mean"
+    return replace(branch, type=kind)
