@@ -34,7 +34,7 @@ def replies():
 
 
 def truth():
-    """What the corpus' plan says of the clip with the sample's words; the card names the seed and the counts."""
+    """The planned answers of the sample clip; the card names the seed and the counts of the corpus."""
     seed, clips = map(int, re.search(r"seed (\d+): (\d+) clips", (DEMO / "README.md").read_text()).groups())
     words = (DEMO / "sample.srt").read_text().splitlines()[2]
     name = re.search(r"\(`(dia\w+)`\)", (DEMO / "README.md").read_text())[1]
@@ -46,8 +46,9 @@ def truth():
 def test_it_is_small_and_says_what_it_is():
     assert sum((DEMO / name).stat().st_size for name in SHIPPED) < 20e6
     card = (DEMO / "README.md").read_text()
-    for said in ("drawn faces and synthetic voices only", "must not be", "## Data", "## Scores", "## Limits"):
-        assert said in " ".join(card.split()) or said in card
+    phrases = ("drawn faces and synthetic voices only", "must not be", "## Data", "## Scores", "## Limits")
+    for phrase in phrases:
+        assert phrase in " ".join(card.split()) or phrase in card
 
 
 def test_the_sample_is_answered_in_every_task(replies):
@@ -60,9 +61,9 @@ def test_the_sample_is_answered_in_every_task(replies):
 
 def test_the_sample_is_answered_rightly(replies):
     answers = truth()
-    said = {task: reply["labels"] for task, reply in replies.items()}
-    assert said["mer"] == said["erg"] == [answers["emotion"]] and said["msa"] == [answers["sentiment"]]
-    assert said["mir"] == [answers["intent"]] and set(said["ov-mer"]) == set(answers["labels"])
+    labels = {task: reply["labels"] for task, reply in replies.items()}
+    assert labels["mer"] == labels["erg"] == [answers["emotion"]] and labels["msa"] == [answers["sentiment"]]
+    assert labels["mir"] == [answers["intent"]] and set(labels["ov-mer"]) == set(answers["labels"])
 
 
 def test_measures():
@@ -72,11 +73,11 @@ def test_measures():
 
     case = Case(Clip(audio=np.zeros(1)), "negative", "sad", ["sad", "hurt"], "inform", True)
     right = {"msa": ["negative"], "mer": ["sad"], "ov-mer": ["sad"], "mir": ["leave"], "erg": ["happy"]}
-    got = measure([case, case], [{task: Parsed(labels=labels) for task, labels in right.items()}, dict.fromkeys(
-        right, Parsed())])  # fmt: skip
-    assert (
-        got["emotion"] == 50
-        and got["sentiment"] == pytest.approx(200 / 3)
-        and got["intent"] == got["chain"] == 0
-    )
+    answered = [
+        {task: Parsed(labels=labels) for task, labels in right.items()},
+        dict.fromkeys(right, Parsed()),
+    ]
+    got = measure([case, case], answered)
+    assert got["emotion"] == 50 and got["sentiment"] == pytest.approx(200 / 3)
+    assert got["intent"] == got["chain"] == 0
     assert got["open labels"] == pytest.approx(100 / 3)

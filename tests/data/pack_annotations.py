@@ -20,8 +20,8 @@ def main(folder: Path) -> None:
         if path.parent.name in LEFT_OUT:
             continue
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=True) as held:
-                archives[name] = {key: held[key].tolist() for key in held.files}
+            with np.load(path, allow_pickle=True) as arrays:
+                archives[name] = {key: arrays[key].tolist() for key in arrays.files}
         else:
             texts[name] = path.read_text()
     expected = json.loads((folder / "expected.json").read_text())["datasets"]

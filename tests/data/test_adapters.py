@@ -1,4 +1,4 @@
-"""Every adapter against the official reader of its files, and against files that are not as they should be."""
+"""Every format against the official reader of its files, and against malformed files."""
 
 import json
 import os
@@ -18,14 +18,25 @@ from nanoemox.tasks import TASKS, pick_label
 
 # expected.json's name -> our format, folder
 SETS = {
-    "crema_d": ("crema_d", "crema_d"), "m3ed": ("m3ed", "m3ed"), "caer_ferv39k": ("caer_ferv39k", "caer_ferv39k"),
-    "mintrec": ("mintrec", "mintrec"), "mintrec2": ("mintrec2", "mintrec2"),
-    "mercaptionplus": ("mercaptionplus", "mer2025"), "ovmerd_train": ("ovmerd", "mer2025"),
-    "merr": ("merr_fine", "merr"), "avamerg": ("avamerg", "avamerg"), "emer": ("emer", "emer"),
-    "mer2023": ("mer2023", "mer2023"), "mer2024": ("mer2024", "mer2024"), "meld": ("meld", "meld"),
-    "iemocap": ("iemocap", "iemocap"), "cmumosi": ("cmumosi", "cmumosi"), "cmumosei": ("cmumosei", "cmumosei"),
-    "sims": ("sims", "sims"), "simsv2": ("simsv2", "simsv2"),
-}  # fmt: skip
+    "crema_d": ("crema_d", "crema_d"),
+    "m3ed": ("m3ed", "m3ed"),
+    "caer_ferv39k": ("caer_ferv39k", "caer_ferv39k"),
+    "mintrec": ("mintrec", "mintrec"),
+    "mintrec2": ("mintrec2", "mintrec2"),
+    "mercaptionplus": ("mercaptionplus", "mer2025"),
+    "ovmerd_train": ("ovmerd", "mer2025"),
+    "merr": ("merr_fine", "merr"),
+    "avamerg": ("avamerg", "avamerg"),
+    "emer": ("emer", "emer"),
+    "mer2023": ("mer2023", "mer2023"),
+    "mer2024": ("mer2024", "mer2024"),
+    "meld": ("meld", "meld"),
+    "iemocap": ("iemocap", "iemocap"),
+    "cmumosi": ("cmumosi", "cmumosi"),
+    "cmumosei": ("cmumosei", "cmumosei"),
+    "sims": ("sims", "sims"),
+    "simsv2": ("simsv2", "simsv2"),
+}
 
 NO_TEST = ("crema_d", "m3ed", "caer_ferv39k", "merr", "mercaptionplus", "ovmerd_train")
 
@@ -41,9 +52,9 @@ def test_records_are_those_of_the_official_reader(key, annotations, packed):
     expected = packed["expected"][key]
     data = open_dataset(format, annotations / folder, split="test" if key == "emer" else "train")
     assert len(data) == expected["n_train"]
-    for record, wanted in zip(data.records, expected["train_records"], strict=True):
+    for record, expected_record in zip(data.records, expected["train_records"], strict=True):
         got = {"name": record.name, "subtitle": record.subtitle, **record.fields}
-        assert {name: got[name] for name in wanted} == wanted
+        assert {name: got[name] for name in expected_record} == expected_record
     assert list(data.kinds) == expected["label_types"]
     if "candidate_labels" in expected:
         assert sorted(data.candidates) == expected["candidate_labels"]
@@ -176,8 +187,8 @@ def test_what_is_not_there_is_named(annotations, tmp_path):
 
 
 def item(user="", assistant="sad", path="a/b.wav"):
-    said = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-    return {"messages": said, "audios": [path]}
+    messages = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+    return {"messages": messages, "audios": [path]}
 
 
 @pytest.mark.parametrize(
@@ -256,9 +267,9 @@ class Evil:
 
 
 def archive(path, value, shape=()):
-    held = np.empty(shape, object)
-    held[...] = value
-    np.savez(path, train_corpus=held, test_corpus=held)
+    array = np.empty(shape, object)
+    array[...] = value
+    np.savez(path, train_corpus=array, test_corpus=array)
     return path
 
 
@@ -274,8 +285,8 @@ def test_archives_run_nothing(tmp_path, monkeypatch):
     whole = archive(
         tmp_path / "a.npz", {"a": {"emo": np.int64(1), "val": np.float32(0.5), "x": np.arange(3.0)}}
     )
-    held = read_archive(whole)["train_corpus"]["a"]
-    assert held["emo"] == 1 and held["x"].tolist() == [0, 1, 2]
+    array = read_archive(whole)["train_corpus"]["a"]
+    assert array["emo"] == 1 and array["x"].tolist() == [0, 1, 2]
     for protocol in range(2, 6):
         value = pickle.dumps(
             np.array({"a": {"emo": np.int64(3), "val": np.float64(-10), "x": np.ones(2)}}), protocol

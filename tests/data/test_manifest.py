@@ -75,10 +75,10 @@ def test_lines_become_samples(write):
         )
         assert sample.question.startswith(TASKS[kind].tag) and sample.audio is None and not sample.history
         parsed = TASKS[kind].parse(sample.answer, TASKS[kind].labels)
-        wanted = {"msa": ["negative"], "mir": ["inform"], "ov-mer": ["sad", "hurt"], "eri": []}.get(
+        expected = {"msa": ["negative"], "mir": ["inform"], "ov-mer": ["sad", "hurt"], "eri": []}.get(
             kind, ["sad"]
         )
-        assert parsed.labels == wanted
+        assert parsed.labels == expected
     assert data.sample(0, "erg", rng).answer.endswith("</think>\n I am sorry.")
     second = data.sample(1, "mer", rng)
     assert (second.question, second.answer, second.start, second.end) == (
@@ -147,7 +147,8 @@ BAD = [
 def test_complaints(write, line, complaint, capsys):
     path = write(LINES[7], "", line)
     assert main(["data", "validate", str(path)]) == 1
-    assert f"{path}: line 3: " in (said := capsys.readouterr().err) and complaint in said
+    message = capsys.readouterr().err
+    assert f"{path}: line 3: " in message and complaint in message
     with pytest.raises(ValueError, match="line 3"):
         open_dataset("manifest", path)
 
@@ -157,14 +158,14 @@ def test_every_complaint_is_listed(write, capsys):
         *(line for line, _ in BAD), LINES[7], LINES[7], {**LINES[7], "video": "clip.mp4", "question": "Q?"}
     )
     assert main(["data", "validate", str(path)]) == 1
-    said, n = capsys.readouterr().err.splitlines(), len(BAD)
-    assert {int(line.split("line ")[1].split(":")[0]) for line in said[:-1]} == {
+    messages, n = capsys.readouterr().err.splitlines(), len(BAD)
+    assert {int(line.split("line ")[1].split(":")[0]) for line in messages[:-1]} == {
         *range(1, n + 1),
         n + 2,
         n + 3,
     }
-    assert f"id 'c' with task 'mer' stands in line {n + 1} already" in said[-3]
-    assert f"names other files in line {n + 1}" in said[-2]
+    assert f"id 'c' with task 'mer' stands in line {n + 1} already" in messages[-3]
+    assert f"names other files in line {n + 1}" in messages[-2]
     with pytest.raises(ValueError, match=r"and \d+ more: nanoemox data validate lists them"):
         open_dataset("manifest", path)
 
@@ -184,12 +185,12 @@ def test_validate_decodes_media(write, tmp_path, capsys):
     path = write(good, {**LINES[0], "id": "z", "video": "bad.mp4"}, {**LINES[6], "start": 900, "end": 901})
     assert main(["data", "validate", str(path)]) == 0
     assert main(["data", "validate", str(path), "--media"]) == 1
-    said = capsys.readouterr().err
+    message = capsys.readouterr().err
     assert (
-        "line 2: video: " in said
-        and "bad.mp4" in said
-        and "line 3: video: " in said
-        and "line 1:" not in said
+        "line 2: video: " in message
+        and "bad.mp4" in message
+        and "line 3: video: " in message
+        and "line 1:" not in message
     )
 
 

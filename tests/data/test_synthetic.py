@@ -51,8 +51,8 @@ def test_balance_and_rule():
     assert set(Counter((p.emotion, p.lie) for p in plans if p.lie).values()) == {10}
     for p in plans:
         assert p.lie in LIES
-        told = Counter(p.shown.values())
-        assert told[p.emotion] == (2 if p.lie else 3)  # the truth is what two agree on
+        reported = Counter(p.shown.values())
+        assert reported[p.emotion] == (2 if p.lie else 3)  # the truth is what two agree on
         assert all((p.shown[m] == p.emotion) == (m != p.lie) for m in MODALITIES)
         assert p.shown["words"] in p.spoken.frame.shows
     assert Counter(p.lie for p in plan(0, SOUNDS, 70, range(35))) == {"": 35, "words": 35}
@@ -116,7 +116,7 @@ def mean_film(emotion, count=6):
 
 
 def test_expressions_can_be_seen():
-    """With pose, light and background the same, an expression moves the picture; without one it hardly moves."""
+    """With pose, light and background fixed, an expression changes the picture; neutral hardly changes it."""
     still = mean_film("neutral")
     for emotion in EMOTIONS:
         moved = np.abs(mean_film(emotion) - still).mean((1, 2, 3))
@@ -227,9 +227,9 @@ def test_units_are_those_that_are_drawn(monkeypatch):
     act = faces.act
     monkeypatch.setattr(faces, "act", lambda *a: drawn.append(act(*a)) or drawn[-1])
     pixels, _, _ = render.render(p)
-    told = render.units(p)
-    assert told.shape == (len(pixels), len(faces.NAMES))
-    assert np.array_equal(told, np.stack(list(drawn[0][1].values()), 1).astype(np.float32))
+    reported = render.units(p)
+    assert reported.shape == (len(pixels), len(faces.NAMES))
+    assert np.array_equal(reported, np.stack(list(drawn[0][1].values()), 1).astype(np.float32))
 
 
 def test_words_can_be_audible(tmp_path, monkeypatch):
@@ -237,12 +237,14 @@ def test_words_can_be_audible(tmp_path, monkeypatch):
     program = tmp_path / "espeak-ng"
     program.write_text(
         f"#!{sys.executable}\nimport sys, wave\nimport numpy as np\nassert sys.stdin.read().strip()\n"
-        "asked = dict(zip(sys.argv[3::2], sys.argv[4::2]))\nassert asked.keys() == {'-v', '-p', '-s', '-a'}, sys.argv\n"
+        "asked = dict(zip(sys.argv[3::2], sys.argv[4::2]))\n"
+        "assert asked.keys() == {'-v', '-p', '-s', '-a'}, sys.argv\n"
         "tone = np.sin(2 * np.pi * 440 * np.arange(3 * 22050) / 22050) * float(asked['-a']) * 80\n"
         "import io\nheld = io.BytesIO()\n"
         "with wave.open(held, 'wb') as file:\n    file.setparams((1, 2, 22050, 0, 'NONE', ''))\n"
         "    file.writeframes(tone.astype('<i2').tobytes())\n"
-        "head = bytearray(held.getvalue())\nhead[4:8] = head[40:44] = b'\\x00\\xf0\\xff\\x7f'\n"  # as in a pipe
+        "head = bytearray(held.getvalue())\n"
+        "head[4:8] = head[40:44] = b'\\x00\\xf0\\xff\\x7f'\n"  # as in a pipe
         "sys.stdout.buffer.write(head)\n"
     )
     program.chmod(0o755)

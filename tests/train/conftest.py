@@ -17,5 +17,5 @@ def bundle(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _without_pictures(monkeypatch):
-    """They take longer than the steps. The run that a whole module shares is made before this, and has them."""
+    """Plots take longer than the steps. The run that a module shares is made before this, and has them."""
     monkeypatch.setattr("nanoemox.train.run.draw_curves", lambda *_: None)

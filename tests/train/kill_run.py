@@ -1,6 +1,7 @@
-"""python kill_run.py FOLDER BUNDLE SEED: a run that is killed at a random moment of each stage, and one that is not.
+"""python kill_run.py FOLDER BUNDLE SEED: a run that is killed once in each stage, and one that is not.
 
-Children are forked from one process that has everything imported. Prints, as JSON, where each was killed.
+The moments are random. Children are forked from one process that has everything imported. Prints, as JSON,
+where each was killed.
 """
 
 import json
@@ -26,11 +27,11 @@ class Slow(Reader):
         return super().__call__(sample, modalities)
 
 
-def start(one, folder, resume, reader):
+def start(run_config, folder, resume, reader):
     child = os.fork()
     if child == 0:
         try:
-            train(one, datasets(folder), reader, resume=resume)
+            train(run_config, datasets(folder), reader, resume=resume)
             os._exit(0)
         except BaseException as error:
             print(repr(error), file=sys.stderr)

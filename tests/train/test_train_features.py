@@ -53,11 +53,11 @@ def test_a_clip_is_encoded_as_it_is_alone_in_the_model(model, clips, tmp_path):
     made = fill(Features(model, None), clips, [0])
     clip = Reader()(clips.sample(0, "emotion_recognition", __import__("random")), FULL)
     with torch.no_grad():
-        found = model.encode_streams(
+        features = model.encode_streams(
             torch.as_tensor(clip.frames)[None], torch.as_tensor(clip.audio)[None]
         ).features
     for entry in made.values():
-        assert all(torch.equal(value, found[name][0]) for name, value in entry.items())
+        assert all(torch.equal(value, features[name][0]) for name, value in entry.items())
 
 
 def test_a_stale_entry_is_never_served(model, clips, tmp_path, monkeypatch):
@@ -66,9 +66,9 @@ def test_a_stale_entry_is_never_served(model, clips, tmp_path, monkeypatch):
     cache.flush()
     sample = clips.sample(0, "emotion_recognition", __import__("random"))
 
-    def served(other_model=model, one=sample):
+    def served(other_model=model, requested=sample):
         fresh = Features(other_model, tmp_path / "cache")
-        return [fresh.get(fresh.key(one, stream), stream) is not None for stream in ("frames", "audio")]
+        return [fresh.get(fresh.key(requested, stream), stream) is not None for stream in ("frames", "audio")]
 
     assert served() == [True, True]
     vision = next(model.vision.parameters())
@@ -80,7 +80,7 @@ def test_a_stale_entry_is_never_served(model, clips, tmp_path, monkeypatch):
         assert served() == [False, False]
     clips.file(0).write_text("another clip")
     assert served() == [False, False]
-    assert served(one=module.Sample(**vars(sample) | {"start": 1.0})) == [False, False]
+    assert served(requested=module.Sample(**vars(sample) | {"start": 1.0})) == [False, False]
 
 
 def test_a_file_that_changes_while_training(model, clips, tmp_path):
@@ -106,8 +106,8 @@ def test_writers_beside_each_other(model, clips, tmp_path):
         thread.join()
     reader = caches[3]
     reader.refresh()
-    for found in made:
-        assert all(same(reader.get(*key), value) for key, value in found.items())
+    for made_by_writer in made:
+        assert all(same(reader.get(*key), value) for key, value in made_by_writer.items())
 
 
 def test_damaged_and_removed_shards_are_absent(model, clips, tmp_path):

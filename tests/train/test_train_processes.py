@@ -53,13 +53,13 @@ def test_two_processes_train_as_one(tmp_path):
     run(*torchrun, HERE / "two_run.py", tmp_path, bundle)
     train(*setting(tmp_path / "one", bundle, 4), Reader())
     for stage in P2E:
-        one, two, sharded = (losses(tmp_path / name / "out" / stage) for name in ("one", "two", "sharded"))
-        assert len(one) == 6 and one == pytest.approx(two, rel=1e-5), stage
-        assert one == pytest.approx(sharded, rel=1e-5), stage
-    one, sharded = (
+        single, two, sharded = (losses(tmp_path / name / "out" / stage) for name in ("one", "two", "sharded"))
+        assert len(single) == 6 and single == pytest.approx(two, rel=1e-5), stage
+        assert single == pytest.approx(sharded, rel=1e-5), stage
+    single, sharded = (
         load_file(tmp_path / name / "out" / "bundle" / "model.safetensors") for name in ("one", "sharded")
     )
-    assert {name: value.shape for name, value in one.items()} == {
+    assert {name: value.shape for name, value in single.items()} == {
         name: v.shape for name, v in sharded.items()
     }
     skipped = [list(rows(file)) for file in sorted((tmp_path / "two" / "out" / "1-2").glob("skipped*"))]

@@ -28,8 +28,8 @@ def losses(folder):
     return [row["loss"] for row in rows(folder / "log.jsonl")]
 
 
-def of_stages(one, **changes):
-    return replace(one, stages={name: replace(stage, **changes) for name, stage in one.stages.items()})
+def of_stages(made, **changes):
+    return replace(made, stages={name: replace(stage, **changes) for name, stage in made.stages.items()})
 
 
 @pytest.fixture(scope="module")
@@ -135,25 +135,25 @@ def test_joint(run, tmp_path, variant):
 
 def test_stages_one_by_one(run, tmp_path):
     made, folder, _ = run
-    one, sets = replace(made, out=str(tmp_path / "out")), datasets(folder, CAER={"bad": {3}})
+    changed, sets = replace(made, out=str(tmp_path / "out")), datasets(folder, CAER={"bad": {3}})
     with pytest.raises(CheckpointError, match="stage 2 starts from 1-1, which is not finished there"):
-        train(one, sets, Reader(), stage="2")
+        train(changed, sets, Reader(), stage="2")
     for name in ("1-2", "1-1", "2"):
-        assert train(one, sets, Reader(), stage=name, resume=name == "2").name == "checkpoint-00000006"
+        assert train(changed, sets, Reader(), stage=name, resume=name == "2").name == "checkpoint-00000006"
         assert losses(tmp_path / "out" / name) == losses(folder / "out" / name)
     with pytest.raises(UsageError, match="holds stage 1-1 already; add --resume to go on"):
-        train(one, sets, Reader())
+        train(changed, sets, Reader())
     with pytest.raises(UsageError, match="stage '4' is not in order p2e: it has 1-1, 1-2, 2, 3"):
-        train(one, sets, Reader(), stage="4")
-    assert train(one, sets, Reader(), resume=True).name == "bundle"
+        train(changed, sets, Reader(), stage="4")
+    assert train(changed, sets, Reader(), resume=True).name == "bundle"
     assert losses(tmp_path / "out" / "3") == losses(folder / "out" / "3")
 
 
 def test_clipping_and_accumulation(run, tmp_path):
     made, folder, _ = run
-    one = replace(made, out=str(tmp_path / "out"), batch=1, accumulate=2, clip_norm=0.5)
-    train(one, datasets(folder), Reader(), stage="1-1")
-    less = replace(one, out=str(tmp_path / "less"), gradient_checkpointing=True)
+    changed = replace(made, out=str(tmp_path / "out"), batch=1, accumulate=2, clip_norm=0.5)
+    train(changed, datasets(folder), Reader(), stage="1-1")
+    less = replace(changed, out=str(tmp_path / "less"), gradient_checkpointing=True)
     train(less, datasets(folder), Reader(), stage="1-1")
     assert losses(tmp_path / "less" / "1-1") == pytest.approx(losses(tmp_path / "out" / "1-1"), rel=1e-6)
     read = list(rows(tmp_path / "out" / "1-1" / "log.jsonl"))
@@ -167,7 +167,7 @@ def test_clipping_and_accumulation(run, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_writes_a_checkpoint(run, tmp_path, number):
     made, folder, _ = run
-    one = replace(made, out=str(tmp_path / "out"), cache=None, checkpoint_every=100)
+    changed = replace(made, out=str(tmp_path / "out"), cache=None, checkpoint_every=100)
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
 
     class Interrupting(Reader):
@@ -177,83 +177,83 @@ def test_a_signal_writes_a_checkpoint(run, tmp_path, number):
             return super().__call__(sample, modalities)
 
     with pytest.raises(Interrupted, match="--resume goes on from it") as caught:
-        train(one, datasets(folder, CAER={"bad": {3}}), Interrupting())
+        train(changed, datasets(folder, CAER={"bad": {3}}), Interrupting())
     assert caught.value.number == number
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
     done = len(losses(tmp_path / "out" / "1-1"))
     assert 0 < done < 6 and checkpoint.latest(tmp_path / "out" / "1-1").state["step"] == done
-    train(one, datasets(folder, CAER={"bad": {3}}), Reader(), resume=True)
+    train(changed, datasets(folder, CAER={"bad": {3}}), Reader(), resume=True)
     assert all(losses(tmp_path / "out" / name) == losses(folder / "out" / name) for name in P2E)
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(run, tmp_path, monkeypatch):
     made, folder, _ = run
-    one, whole = replace(made, out=str(tmp_path / "out"), cache=None), checkpoint.write_safetensors
+    changed, whole = replace(made, out=str(tmp_path / "out"), cache=None), checkpoint.write_safetensors
     written = []
 
-    def full(path, *rest):
+    def full(path, *arguments):
         written.append(path)
         if len(written) > 3:  # the second checkpoint's second file
             path.write_bytes(b"half")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        whole(path, *rest)
+        whole(path, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "write_safetensors", full)
         with pytest.raises(
             ValueError, match=r"step 3 cannot be written \(No space left on device\); .*-00000002 is whole"
         ):
-            train(one, datasets(folder), Reader(), stage="1-1")
+            train(changed, datasets(folder), Reader(), stage="1-1")
     assert sorted(os.listdir(tmp_path / "out" / "1-1")) == [
         "checkpoint-00000002",
         "log.jsonl",
         "mixture.json",
     ]
-    train(one, datasets(folder), Reader(), stage="1-1", resume=True)
+    train(changed, datasets(folder), Reader(), stage="1-1", resume=True)
     assert losses(tmp_path / "out" / "1-1") == losses(folder / "out" / "1-1")
 
 
 def test_a_checkpoint_of_another_config(run, tmp_path):
     made, folder, _ = run
-    one = replace(made, out=str(tmp_path / "out"))
-    train(one, datasets(folder), Reader(), stage="1-1")
-    other = replace(one, seed=7, weight_decay=0.1)
+    changed = replace(made, out=str(tmp_path / "out"))
+    train(changed, datasets(folder), Reader(), stage="1-1")
+    other = replace(changed, seed=7, weight_decay=0.1)
     message = r"of another configuration: seed was 42, is 7; weight_decay was 0.05, is 0.1; resume with"
     with pytest.raises(CheckpointError, match=message):
         train(other, datasets(folder), Reader(), stage="1-1", resume=True)
-    longer = of_stages(one, init_lr=1e-3)
+    longer = of_stages(changed, init_lr=1e-3)
     with pytest.raises(CheckpointError, match=r"stage.init_lr was 0.003, is 0.001"):
         train(longer, datasets(folder), Reader(), stage="1-1", resume=True)
     with pytest.raises(UsageError, match="no such folder, so there is nothing to resume"):
-        train(replace(one, out=str(tmp_path / "none")), datasets(folder), Reader(), resume=True)
+        train(replace(changed, out=str(tmp_path / "none")), datasets(folder), Reader(), resume=True)
 
 
 def test_a_damaged_checkpoint(run, tmp_path):
     made, folder, _ = run
-    one = replace(made, out=str(tmp_path / "out"))
-    train(one, datasets(folder), Reader(), stage="1-1")
+    changed = replace(made, out=str(tmp_path / "out"))
+    train(changed, datasets(folder), Reader(), stage="1-1")
     file = tmp_path / "out" / "1-1" / "checkpoint-00000006" / "trainable.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(CheckpointError, match="trainable.safetensors: not a safetensors file, or cut off"):
-        train(one, datasets(folder), Reader(), stage="2", resume=True)
+        train(changed, datasets(folder), Reader(), stage="2", resume=True)
     (file.parent / "state.json").write_text("{")
     with pytest.raises(
         CheckpointError, match="checkpoint-00000006: not a checkpoint of nanoemox train, or damaged"
     ):
-        train(one, datasets(folder), Reader(), stage="1-1", resume=True)
+        train(changed, datasets(folder), Reader(), stage="1-1", resume=True)
 
 
 def test_too_much_bad_media(run, tmp_path):
     made, folder, _ = run
-    one = of_stages(replace(made, out=str(tmp_path / "out"), cache=None, batch=6), steps=20)
+    changed = of_stages(replace(made, out=str(tmp_path / "out"), cache=None, batch=6), steps=20)
     bad = datasets(tmp_path, M3ED={"bad": {1, 2}}, CREMA_D={"bad": {5}})
     with pytest.raises(
         MediaError, match=r"of \d+ samples could not be read, more than the 5% of max_bad_share"
     ):
-        train(one, bad, Reader(), stage="1-1")
+        train(changed, bad, Reader(), stage="1-1")
     named = {row["sample"] for row in rows(tmp_path / "out" / "1-1" / "skipped.jsonl")}
     assert named == {"M3ED_1", "M3ED_2", "CREMA_D_5"}
-    more = replace(one, out=str(tmp_path / "more"), max_bad_share=0.5)
+    more = replace(changed, out=str(tmp_path / "more"), max_bad_share=0.5)
     train(more, bad, Reader(), stage="1-1")
     state = json.loads((tmp_path / "more" / "1-1" / "checkpoint-00000040" / "state.json").read_text())
     assert (
@@ -271,19 +271,19 @@ def test_nothing_but_bad_media_stops_at_once(run, tmp_path):
 
 def test_a_loss_that_is_not_finite(run, tmp_path):
     made, folder, _ = run
-    one = of_stages(replace(made, out=str(tmp_path / "out")), init_lr=1e30, warmup_lr=1e30, min_lr=1e30)
+    changed = of_stages(replace(made, out=str(tmp_path / "out")), init_lr=1e30, warmup_lr=1e30, min_lr=1e30)
     with pytest.raises(
         ValueError, match=r"stage 1-1, step \d: the loss is nan; lower init_lr or set clip_norm"
     ):
-        train(one, datasets(folder), Reader(), stage="1-1")
+        train(changed, datasets(folder), Reader(), stage="1-1")
 
 
 def test_models_to_start_from(run, tmp_path, bundle):
     made, _, _ = run
-    kept = build_model(replace(made.model, adapters="keep"), tmp_path, dtype=torch.bfloat16, seed=0)
+    model = build_model(replace(made.model, adapters="keep"), tmp_path, dtype=torch.bfloat16, seed=0)
     stored = load_file(bundle / "model.safetensors")
-    for name, key in trainable_names(kept).items():
-        assert torch.equal(kept.get_parameter(key), stored[name])  # not rounded to the frozen weights' dtype
+    for name, key in trainable_names(model).items():
+        assert torch.equal(model.get_parameter(key), stored[name])  # not rounded to the frozen weights' dtype
     new = build_model(made.model, tmp_path, dtype=torch.bfloat16, seed=0)
     other = build_model(made.model, tmp_path, dtype=torch.bfloat16, seed=1)
     for key in trainable_names(new).values():
@@ -305,10 +305,10 @@ def test_base_models_become_a_bundle(tmp_path, monkeypatch):
     options = ModelOptions(components=str(paths["clip"].parent), preset="narrow", lora=official.NARROW.lora)
     model = build_model(options, tmp_path / "made", dtype=torch.float32, seed=0)
     assert model.config == official.NARROW
-    wanted = official.tensors(official.NARROW)
+    stored = official.tensors(official.NARROW)
     for target in targets(model, model.config):
         if not group_of(target.parts[0]) and len(target.parts) == 1:
-            expected = official.value(target.name, wanted[target.name]).to(torch.bfloat16).float()
+            expected = official.value(target.name, stored[target.name]).to(torch.bfloat16).float()
             assert torch.equal(model.get_parameter(target.parts[0]), expected), target.name
     assert model.get_parameter("video_branch.qformer.query_tokens").std() == pytest.approx(0.02, rel=0.2)
     with monkeypatch.context() as patch:  # it is made once

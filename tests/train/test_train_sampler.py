@@ -92,10 +92,10 @@ def test_resumed_draws_are_the_same():
     whole, half = (Sampler(Mixture(stage, stands(PAPER), 42), 3, "42|3") for _ in range(2))
     expected = [whole.draw() for _ in range(300)]
     first = [half.draw() for _ in range(157)]
-    rest = Sampler(Mixture(stage, stands(PAPER), 42), 3, "42|3")
-    rest.restore(json.loads(json.dumps(half.state())))
-    assert first + [rest.draw() for _ in range(143)] == expected
-    assert rest.counts == whole.counts
+    resumed = Sampler(Mixture(stage, stands(PAPER), 42), 3, "42|3")
+    resumed.restore(json.loads(json.dumps(half.state())))
+    assert first + [resumed.draw() for _ in range(143)] == expected
+    assert resumed.counts == whole.counts
 
 
 def test_every_record_comes_before_any_comes_again():

@@ -37,7 +37,8 @@ def test_groups_hold_all_but_the_encoders_and_the_language_model(full):
         )
         assert (name in trained) != frozen and (group_of(name) in GROUPS) != frozen, name
     assert set(PAPER.stages["3"].train) == set(ALL)
-    assert PAPER.stages["1-1"].train == ("audio",)  # the face head stays as it is (docs/training.md section 1)
+    # The face head stays as it is (docs/training.md section 1).
+    assert PAPER.stages["1-1"].train == ("audio",)
 
 
 def test_the_published_numbers():

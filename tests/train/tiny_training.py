@@ -25,9 +25,12 @@ from nanoemox.train.config import config_from
 
 FULL = "multiface_audio_face_frame_text"
 KINDS = {
-    "emotion_recognition": "mer", "intent_recognition": "mir", "description": "eri", "ovlabel": "ov-mer",
+    "emotion_recognition": "mer",
+    "intent_recognition": "mir",
+    "description": "eri",
+    "ovlabel": "ov-mer",
     "empathic_response_with_coe": "erg",
-}  # fmt: skip
+}
 WORDS = ("happy", "sad", "angry", "afraid", "calm", "proud")
 
 
@@ -36,14 +39,33 @@ def tiny(dropout: float = 0.1) -> NanoEmoXConfig:
     return NanoEmoXConfig(
         name="tiny",
         vision=VisionConfig(
-            hidden_size=16, layers=3, heads=2, mlp_size=32, patch_size=16, image_size=32, taps=(1, 2), feature_layer=2
+            hidden_size=16,
+            layers=3,
+            heads=2,
+            mlp_size=32,
+            patch_size=16,
+            image_size=32,
+            taps=(1, 2),
+            feature_layer=2,
         ),
         audio=AudioConfig(
-            hidden_size=16, layers=2, heads=2, mlp_size=32, conv_dim=(8,) * 7, position_kernel=8, position_groups=2,
-            taps=(1, 2), feature_layers=(1, 2),
+            hidden_size=16,
+            layers=2,
+            heads=2,
+            mlp_size=32,
+            conv_dim=(8,) * 7,
+            position_kernel=8,
+            position_groups=2,
+            taps=(1, 2),
+            feature_layers=(1, 2),
         ),
         face=FaceConfig(
-            embed_dim=8, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window_size=1, feature_size=16, projector_size=16,
+            embed_dim=8,
+            depths=(1, 1, 1, 1),
+            heads=(1, 1, 2, 2),
+            window_size=1,
+            feature_size=16,
+            projector_size=16,
             dropout=dropout,
         ),
         qformer=QFormerConfig(hidden_size=32, heads=2, mlp_size=32, dropout=dropout),
@@ -51,16 +73,22 @@ def tiny(dropout: float = 0.1) -> NanoEmoXConfig:
         audio_branch=BranchConfig(tokens=4, positions=8),
         fusion=FusionConfig(hidden_size=16, heads=2, dropout=dropout),
         language=LanguageConfig(
-            vocab_size=1024, hidden_size=32, layers=2, heads=2, kv_heads=1, head_dim=16, mlp_size=48,
+            vocab_size=1024,
+            hidden_size=32,
+            layers=2,
+            heads=2,
+            kv_heads=1,
+            head_dim=16,
+            mlp_size=48,
             max_positions=2048,
         ),
         lora=LoRAConfig(rank=2, alpha=4, dropout=dropout),
-    )  # fmt: skip
+    )
 
 
 @dataclass
 class FakeSet:
-    """`clips` files in a folder; the label follows from the clip's number, and the pictures and sound from the file."""
+    """`clips` files in a folder; the label follows from the number, pictures and sound from the file."""
 
     name: str
     folder: Path
@@ -141,20 +169,38 @@ def stages(steps: int = 3, epochs: int = 2) -> dict:
     return {
         "1-1": {"data": ["M3ED", "CREMA_D"], "modalities": "audio_text", "train": ["audio"], **rates},
         "1-2": {
-            "data": ["CAER"], "modalities": "face_frame", "train": ["video", "face_proj", "face_attention"], **rates
+            "data": ["CAER"],
+            "modalities": "face_frame",
+            "train": ["video", "face_proj", "face_attention"],
+            **rates,
         },
-        "2": {"data": ["MIntRec", "MIntRec2"], "modalities": FULL, "train": adapters, "init": ["1-1", "1-2"], **rates},
+        "2": {
+            "data": ["MIntRec", "MIntRec2"],
+            "modalities": FULL,
+            "train": adapters,
+            "init": ["1-1", "1-2"],
+            **rates,
+        },
         "3": {
-            "data": ["MERCaptionPlus", "MERRFine", "MIntRec", "MIntRec2", "AvaMERG"], "modalities": FULL,
-            "train": [*adapters, "lora"], "init": ["2"], "profile": "dataset_exact", **rates,
+            "data": ["MERCaptionPlus", "MERRFine", "MIntRec", "MIntRec2", "AvaMERG"],
+            "modalities": FULL,
+            "train": [*adapters, "lora"],
+            "init": ["2"],
+            "profile": "dataset_exact",
+            **rates,
         },
-    }  # fmt: skip
+    }
 
 
 def config(folder: Path, bundle: Path, *, steps: int = 3, epochs: int = 2, **changes):
     values = {
-        "out": str(folder / "out"), "model": {"bundle": str(bundle)}, "device": "cpu", "batch": 2, "workers": 2,
-        "checkpoint_every": 2, "datasets": {name: {"format": "manifest", "size": 12} for name in SETS},
+        "out": str(folder / "out"),
+        "model": {"bundle": str(bundle)},
+        "device": "cpu",
+        "batch": 2,
+        "workers": 2,
+        "checkpoint_every": 2,
+        "datasets": {name: {"format": "manifest", "size": 12} for name in SETS},
         "stages": stages(steps, epochs),
-    }  # fmt: skip
+    }
     return replace(config_from(values), **changes)

@@ -23,8 +23,8 @@ def shard_on_the_cpu():
     AcceleratorState.is_fsdp2 = Accelerator.is_fsdp2 = property(lambda _: True)
     original, train = running._accelerator, loop.StageRun._train
 
-    def accelerator(one, stages):
-        made = original(one, stages)
+    def accelerator(run_config, stages):
+        made = original(run_config, stages)
         AcceleratorState._shared_state["fsdp_plugin"] = running.sharding()
         return made
 
@@ -37,8 +37,8 @@ def shard_on_the_cpu():
 
 def setting(folder, bundle, batch, sharded=False):
     sets = datasets(folder.parent / "clips", CREMA_D={"long": {2, 5}}, CAER={"bad": {3}})
-    one = config(folder, bundle, batch=batch, accumulate=2, workers=1, max_bad_share=0.5, fsdp=sharded)
-    return one, sets
+    run_config = config(folder, bundle, batch=batch, accumulate=2, workers=1, max_bad_share=0.5, fsdp=sharded)
+    return run_config, sets
 
 
 if __name__ == "__main__":
