@@ -2,8 +2,8 @@
 
 Environment variables:
     NANOEMOX_BUILD: `auto` (default) builds the CPU kernels if a C++20 compiler is found and a pure Python
-        package otherwise; the log says which. `none` builds a pure Python package. `cpu` builds the CPU kernels
-        or fails with the reason.
+        package otherwise; the log says which. `none` builds a pure Python package. `cpu` builds the CPU
+        kernels or fails with the reason.
     MAX_JOBS: number of compilers that run at a time; default: the number of CPUs.
     CXX: the C++ compiler.
 """

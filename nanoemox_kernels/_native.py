@@ -1,89 +1,125 @@
-"""The C++ library of csrc/: opened once, every structure of its header declared here, nothing else knows ctypes."""
+"""The C++ library of csrc/: loading, its C structures and calls.
+
+Only this module accesses the library through ctypes. Two other modules use ctypes for other libraries:
+`linear/cublas_lt.py` for cuBLASLt, and `nanoemox.fast.layers.memory` for the C library.
+"""
 
 import ctypes
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch  # before the library: torch's OpenMP runtime is the one that both then share
+import torch  # before the library: both must use the OpenMP runtime that PyTorch loads
 from torch import Tensor
 
 _PATH = Path(__file__).parent / "libnanoemox_cpu.so"
-_ABI = 4
-# Structures of csrc/include/nanoemox.h, field by field: * a pointer, ~ a double, else int64.
+_ABI = 4  # NX_ABI_VERSION of the header
+# The structures of csrc/include/nanoemox.h without their prefix nx_, in the order of the header. A field is an int64,
+# a pointer (*), a double (~) or a matrix (name:matrix). tests/ops/test_native.py compares them with the header.
 STRUCTURES = {
-    "expert_gate": "dtype *out *gates *experts *w1 *b1 *w2 *b2 *scratch B E T H pooled stride_b stride_e stride_t",
-    "expert_fusion": "dtype *token *gates *attention *scratch *audio *vision *audio_weight *audio_bias *vision_weight"
-    " *qkv *query_bias *out *out_bias *norm *norm_bias *hidden *hidden_bias *last *last_bias *gate_hidden"
-    " *gate_hidden_bias *gate *gate_bias *project *project_bias B Ta Tv E Da Dv H heads W ~eps",
-    "temporal_xattn": "dtype *tokens *attention *scratch *x *scores *mix *mix_bias *project *project_bias"
+    "expert_gate_args": "dtype *out *gates *experts *w1 *b1 *w2 *b2 *scratch B E T H pooled stride_b stride_e"
+    " stride_t",
+    "expert_fusion_args": "dtype *token *gates *attention *scratch *audio *vision *audio_weight *audio_bias"
+    " *vision_weight *qkv *query_bias *out *out_bias *norm *norm_bias *hidden *hidden_bias *last *last_bias"
+    " *gate_hidden *gate_hidden_bias *gate *gate_bias *project *project_bias B Ta Tv E Da Dv H heads W ~eps",
+    "temporal_xattn_args": "dtype *tokens *attention *scratch *x *scores *mix *mix_bias *project *project_bias"
     " B T C M heads P W stride_b stride_t",
-    "residual_norm": "dtype *y *hidden *update *weight *bias R N D hidden_stride_r hidden_stride_n update_stride_r"
-    " update_stride_n ~eps",
-    "quantized_linear": "dtype *out *x *data *scales *bias *scratch M N K precision activation combine stride_x"
+    "residual_norm_args": "dtype *y *hidden *update *weight *bias R N D hidden_stride_r hidden_stride_n"
+    " update_stride_r update_stride_n ~eps",
+    "tap_pool_args": "dtype *out *hidden R N D mean out_stride_r hidden_stride_r hidden_stride_n ~weight",
+    "attention_args": "dtype *out *q *k *v *bias *scratch n H M T d w causal_offset out_n out_h out_m q_n q_h q_m"
+    " k_n k_h k_t v_n v_h v_t bias_w bias_h bias_m ~scale",
+    "matrix": "*data *scales",
+    "quantized_linear_args": "dtype *out *x w:matrix *bias *scratch M N K precision activation combine stride_x"
     " stride_out run",
-    "attention": "dtype *out *q *k *v *bias *scratch n H M T d w sees out_n out_h out_m q_n q_h q_m k_n k_h k_t"
-    " v_n v_h v_t bias_w bias_h bias_m ~scale",
-    "tap_pool": "dtype *out *hidden R N D mean out_stride_r hidden_stride_r hidden_stride_n ~weight",
+    "engine_layer": "q:matrix k:matrix v:matrix o:matrix gate:matrix up:matrix down:matrix *input_norm *post_norm"
+    " *bias *o_bias *gate_bias *up_bias *down_bias",
+    "engine_config": "precision kv_precision head_precision dtype layers width mlp heads kv_heads head_size vocab"
+    " slots capacity threads *layer *norm head:matrix *exact_head *embedding *cosines *sines *keys *values ~eps",
 }
-_KINDS = {"*": ctypes.c_void_p, "~": ctypes.c_double}
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+DTYPES = {torch.float32: 0, torch.bfloat16: 1}  # NX_F32, NX_BF16
+
+Structure = ctypes.Structure
+Value = Tensor | float | Structure | ctypes.Array | None
 
 
-def _structure(name: str) -> type[ctypes.Structure]:
-    fields = [(field.strip("*~"), _KINDS.get(field[0], ctypes.c_int64)) for field in STRUCTURES[name].split()]
-    return type(name, (ctypes.Structure,), {"_fields_": fields})
+def _declare(structures: dict[str, str]) -> dict[str, type[ctypes.Structure]]:
+    """The ctypes classes of STRUCTURES."""
+    types: dict[str, type[ctypes.Structure]] = {}
+    for name, fields in structures.items():
+        declared: list[tuple[str, type]] = []
+        for field in fields.split():
+            label, _, nested = field.partition(":")
+            if nested:
+                declared.append((label, types[nested]))
+            elif label[0] == "*":
+                declared.append((label[1:], ctypes.c_void_p))
+            elif label[0] == "~":
+                declared.append((label[1:], ctypes.c_double))
+            else:
+                declared.append((label, ctypes.c_int64))
+        types[name] = type(name, (ctypes.Structure,), {"_fields_": declared})
+    return types
 
 
-_Args = {name: _structure(name) for name in STRUCTURES}
+_types = _declare(STRUCTURES)
 
 
-def _open() -> tuple[Any, str]:
-    """(the library or None, why not)."""
+def _open() -> tuple[ctypes.CDLL | None, str]:
+    """The library, or None and the reason."""
     if os.environ.get("NANOEMOX_KERNELS") == "reference":
         return None, "NANOEMOX_KERNELS=reference"
     if not _PATH.is_file():
         return None, "csrc was not built; NANOEMOX_BUILD=cpu pip install . says what it lacks"
-    library = ctypes.CDLL(str(_PATH))
-    for name in ("nx_isa", "nx_isa_levels", "nx_last_error"):
-        getattr(library, name).restype = ctypes.c_char_p
-    library.nx_set_isa.argtypes = [ctypes.c_char_p]
-    if library.nx_abi_version() != _ABI:
+    opened = ctypes.CDLL(str(_PATH))
+    if opened.nx_abi_version() != _ABI:
         return None, f"{_PATH.name} is of another version; install again"
-    library.nx_cpu_expert_fusion_scratch.argtypes = [ctypes.c_int64] * 5
-    library.nx_cpu_expert_fusion_scratch.restype = ctypes.c_int64
-    library.nx_cpu_quantized_linear_scratch.argtypes = [ctypes.c_int64] * 2
-    library.nx_cpu_quantized_linear_scratch.restype = ctypes.c_int64
-    library.nx_cpu_attention_scratch.argtypes = [ctypes.c_int64] * 2
-    library.nx_cpu_attention_scratch.restype = ctypes.c_int64
-    library.nx_cpu_read.argtypes = [ctypes.c_void_p, ctypes.c_int64]
-    library.nx_cpu_read.restype = ctypes.c_int64
-    library.nx_engine_create.restype = ctypes.c_void_p
-    library.nx_engine_create.argtypes = [ctypes.c_void_p]
-    library.nx_engine_destroy.argtypes = [ctypes.c_void_p]
-    library.nx_engine_step.argtypes = [ctypes.c_void_p, ctypes.c_int64, *[ctypes.c_void_p] * 6]
-    for name, args in _Args.items():
-        getattr(library, f"nx_cpu_{name}").argtypes = [ctypes.POINTER(args)]
-    return library, ""
+    int64, pointer = ctypes.c_int64, ctypes.c_void_p
+    for name in ("nx_isa", "nx_isa_levels", "nx_last_error"):
+        getattr(opened, name).restype = ctypes.c_char_p
+    opened.nx_set_isa.argtypes = [ctypes.c_char_p]
+    for name, parameters in (
+        ("nx_cpu_expert_fusion_scratch", [int64] * 5),
+        ("nx_cpu_quantized_linear_scratch", [int64] * 2),
+        ("nx_cpu_attention_scratch", [int64] * 2),
+        ("nx_cpu_read", [pointer, int64]),
+    ):
+        getattr(opened, name).argtypes = parameters
+        getattr(opened, name).restype = int64
+    for name, args in _types.items():
+        if name.endswith("_args"):
+            getattr(opened, f"nx_cpu_{name.removesuffix('_args')}").argtypes = [ctypes.POINTER(args)]
+    opened.nx_engine_create.argtypes = [ctypes.POINTER(_types["engine_config"])]
+    opened.nx_engine_create.restype = pointer
+    opened.nx_engine_destroy.argtypes = [pointer]
+    opened.nx_engine_destroy.restype = None
+    opened.nx_engine_step.argtypes = [pointer, int64, *[pointer] * 6]
+    return opened, ""
 
 
-library, why_not = _open()
+library, why_not = _open()  # why_not: why there is no library, "" if there is one
+
+
+def _loaded() -> ctypes.CDLL:
+    if library is None:
+        raise RuntimeError(f"the C++ library is not available: {why_not}")
+    return library
 
 
 def set_isa(name: str) -> None:
-    """Use an instruction set: one of `isa_levels()`. Raises ValueError."""
-    if library.nx_set_isa(name.encode()):
+    """Select an instruction set, one of `isa_levels()`. Raises ValueError for any other name."""
+    if _loaded().nx_set_isa(name.encode()):
         raise ValueError(f"instruction set {name!r}: this machine offers {', '.join(isa_levels())}")
 
 
 def isa() -> str:
     """The instruction set in use."""
-    return library.nx_isa().decode()
+    return _loaded().nx_isa().decode()
 
 
 def isa_levels() -> list[str]:
-    """Instruction sets that were built and that this CPU has, lowest first."""
-    return library.nx_isa_levels().decode().split()
+    """The instruction sets that were built and that this CPU supports, lowest first."""
+    return _loaded().nx_isa_levels().decode().split()
 
 
 if library is not None and os.environ.get("NANOEMOX_ISA"):
@@ -91,37 +127,111 @@ if library is not None and os.environ.get("NANOEMOX_ISA"):
 
 
 def takes(*tensors: Tensor | None) -> bool:
-    """Whether the library holds kernels for these: all fp32 or all bf16."""
+    """Whether the library supports the dtype of these tensors: all fp32 or all bf16."""
     dtypes = {t.dtype for t in tensors if t is not None}
-    return len(dtypes) == 1 and dtypes <= _DTYPES.keys()
+    return len(dtypes) == 1 and dtypes <= DTYPES.keys()
 
 
-def call(name: str, dtype: torch.dtype, *values: Tensor | float | None) -> None:
-    """Run nx_cpu_<name>; `values` are the fields after dtype, tensors for pointers."""
-    args = _Args[name](_DTYPES[dtype], *(v.data_ptr() if isinstance(v, Tensor) else v for v in values))
-    if getattr(library, f"nx_cpu_{name}")(args):
-        raise RuntimeError(library.nx_last_error().decode())
+def structure(name: str, *values: Value, **fields: Value) -> ctypes.Structure:
+    """A structure of STRUCTURES. Tensors and arrays are passed as pointers: the caller must keep them alive."""
+    named = {label: _field(value) for label, value in fields.items()}
+    return _types[name](*map(_field, values), **named)
 
 
-def engine_create(config: Any) -> int:
-    """Raises ValueError: what the library refuses."""
-    handle = library.nx_engine_create(config)
+def _field(value: Value) -> float | ctypes.Structure | None:
+    if isinstance(value, Tensor):
+        return value.data_ptr()
+    if isinstance(value, ctypes.Array):
+        return ctypes.addressof(value)
+    return value
+
+
+def array(name: str, items: Sequence[ctypes.Structure]) -> ctypes.Array:
+    """A C array of structures of one kind."""
+    return (_types[name] * len(items))(*items)
+
+
+def int64_array(values: Sequence[int]) -> ctypes.Array:
+    """A C array of int64."""
+    return (ctypes.c_int64 * len(values))(*values)
+
+
+def call(name: str, dtype: torch.dtype, *values: Value) -> None:
+    """Call the kernel nx_cpu_<name>.
+
+    Args:
+        name: the kernel.
+        dtype: of its tensors of type T, fp32 or bf16.
+        values: the fields of its structure after `dtype`, tensors for pointers.
+
+    Raises:
+        RuntimeError: the library rejects the arguments; it has its message.
+    """
+    args = structure(f"{name}_args", DTYPES[dtype], *values)
+    if getattr(_loaded(), f"nx_cpu_{name}")(args):
+        raise RuntimeError(_loaded().nx_last_error().decode())
+
+
+def engine_create(config: ctypes.Structure) -> int:
+    """Create a decode engine from an engine_config; returns its handle. Raises ValueError if it is rejected."""
+    handle = _loaded().nx_engine_create(config)
     if handle is None:
-        raise ValueError(library.nx_last_error().decode())
+        raise ValueError(_loaded().nx_last_error().decode())
     return handle
 
 
-def engine_step(*args: Any) -> None:
-    """Raises ValueError: what the library refuses."""
-    if library.nx_engine_step(*args):
-        raise ValueError(library.nx_last_error().decode())
+def engine_step(
+    handle: int,
+    batch: int,
+    slots: ctypes.Array,
+    positions: ctypes.Array,
+    ids: ctypes.Array | None,
+    embedded: int | None,
+    logits: int,
+    best: int,
+) -> None:
+    """Run nx_engine_step; tensors are passed as addresses. Raises ValueError if the arguments are rejected."""
+    if _loaded().nx_engine_step(handle, batch, slots, positions, ids, embedded, logits, best):
+        raise ValueError(_loaded().nx_last_error().decode())
+
+
+def engine_destroy(handle: int) -> None:
+    """End the threads of an engine and free its memory."""
+    _loaded().nx_engine_destroy(handle)
+
+
+def read(tensor: Tensor) -> None:
+    """Read the memory of a contiguous tensor once, on all threads."""
+    _loaded().nx_cpu_read(tensor.data_ptr(), tensor.nbytes)
+
+
+def expert_fusion_scratch(B: int, Ta: int, Tv: int, E: int, H: int) -> Tensor:
+    """The scratch memory of expert_fusion, fp32."""
+    return torch.empty(_loaded().nx_cpu_expert_fusion_scratch(B, Ta, Tv, E, H))
+
+
+def quantized_linear_scratch(M: int, K: int) -> Tensor:
+    """The scratch memory of quantized_linear for x [M,K]."""
+    return _aligned(_loaded().nx_cpu_quantized_linear_scratch(M, K))
+
+
+def attention_scratch(T: int, d: int) -> Tensor:
+    """The scratch memory of attention for keys [T,d]."""
+    return _aligned(_loaded().nx_cpu_attention_scratch(T, d))
+
+
+def _aligned(nbytes: int, alignment: int = 64) -> Tensor:
+    """Uninitialised memory, uint8 [nbytes], aligned to a cache line."""
+    buffer = torch.empty(nbytes + alignment, dtype=torch.uint8)
+    offset = -buffer.data_ptr() % alignment
+    return buffer[offset : offset + nbytes]
 
 
 def rows(tensor: Tensor) -> Tensor:
-    """The tensor with a last stride of 1."""
+    """The tensor, copied unless its last stride is 1."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def vector(tensor: Tensor) -> Tensor:
-    """A bias as the library takes it: fp32, contiguous."""
+    """The tensor as the library takes biases: fp32, contiguous."""
     return tensor.float().contiguous()

@@ -1,4 +1,4 @@
-"""How fast this machine reads memory: the ceiling of decoding."""
+"""The bandwidth of reading memory on this machine: the upper limit of decoding speed."""
 
 import time
 
@@ -6,28 +6,30 @@ import torch
 
 from . import _native
 
-_BYTES = 256 << 20  # more than any cache holds
+_BYTES = 256 << 20  # larger than any cache
 
 
 class ReadProbe:
-    """Reads one buffer again and again, on the C++ library's threads or, without it, on PyTorch's."""
+    """Reads one buffer repeatedly, on the threads of the C++ library or, without it, of PyTorch."""
 
     def __init__(self, nbytes: int = _BYTES):
+        """nbytes: size of the buffer."""
         self.buffer = torch.zeros(nbytes // 8, dtype=torch.int64)
 
     def once(self) -> float:
-        """Bytes a second of one pass."""
+        """Read the buffer once. Returns bytes per second."""
         start = time.perf_counter()
         if _native.library is None:
             self.buffer.sum()
         else:
-            _native.library.nx_cpu_read(self.buffer.data_ptr(), self.buffer.nbytes)
+            _native.read(self.buffer)
         return self.buffer.nbytes / (time.perf_counter() - start)
 
 
 def read_bandwidth(seconds: float = 0.2) -> float:
-    """Bytes a second, the best of the passes that fit."""
-    probe, end = ReadProbe(), time.perf_counter() + seconds
+    """Bytes per second of the best of as many passes as fit into `seconds`."""
+    probe = ReadProbe()
+    end = time.perf_counter() + seconds
     best = probe.once()
     while time.perf_counter() < end:
         best = max(best, probe.once())

@@ -1,4 +1,4 @@
-// The C ABI: checks, and the choice of an instruction set.
+// The C ABI: checks of the arguments and selection of the instruction set.
 #include <atomic>
 #include <cstdio>
 #include <cstring>
@@ -9,7 +9,7 @@
 
 namespace {
 
-thread_local char message[256] = "";
+thread_local char last_error[256] = "";
 
 struct Level {
     const char* name;
@@ -27,36 +27,58 @@ struct Level {
     void (*engine_token)(const nx::EngineState&, int64_t);
 };
 
-#define NX_ROW(isa, usable)                                                                              \
-    {#isa, [] { return usable; }, nx::isa::expert_gate, nx::isa::expert_fusion, nx::isa::temporal_xattn, \
-     nx::isa::residual_norm, nx::isa::tap_pool, nx::isa::quantized_linear, nx::isa::quantized_linear_scratch,    \
-     nx::isa::attention, nx::isa::attention_scratch, nx::isa::read, nx::isa::engine_token}
+#define NX_LEVEL_ENTRY(isa, usable)     \
+    {#isa,                              \
+     [] { return usable; },             \
+     nx::isa::expert_gate,              \
+     nx::isa::expert_fusion,            \
+     nx::isa::temporal_xattn,           \
+     nx::isa::residual_norm,            \
+     nx::isa::tap_pool,                 \
+     nx::isa::quantized_linear,         \
+     nx::isa::quantized_linear_scratch, \
+     nx::isa::attention,                \
+     nx::isa::attention_scratch,        \
+     nx::isa::read,                     \
+     nx::isa::engine_token}
+
+#if defined(NX_X86)
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool has_avx512() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("fma");
+}
+bool has_avx512_bf16() {
+    return has_avx512() && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
+}
+#endif
 
 const Level kLevels[] = {
-    NX_ROW(baseline, true),
+    NX_LEVEL_ENTRY(baseline, true),
 #if defined(NX_X86)
-    NX_ROW(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")),
-#define NX_AVX512                                                              \
-    (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && \
-     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
-    NX_ROW(avx512, NX_AVX512),
-    NX_ROW(avx512_bf16, NX_AVX512&& __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16")),
+    NX_LEVEL_ENTRY(avx2, has_avx2()),
+    NX_LEVEL_ENTRY(avx512, has_avx512()),
+    NX_LEVEL_ENTRY(avx512_bf16, has_avx512_bf16()),
 #endif
 };
 
-const Level* highest() {
-    const Level* found = kLevels;
-    for (const Level& level : kLevels)
-        if (level.usable()) found = &level;
-    return found;
+const Level* highest_usable() {
+    const Level* highest = kLevels;
+    for (const Level& candidate : kLevels)
+        if (candidate.usable()) highest = &candidate;
+    return highest;
 }
 
-std::atomic<const Level*> chosen{nullptr};
+std::atomic<const Level*> active_level{nullptr};
 
 const Level& level() {
-    const Level* found = chosen.load(std::memory_order_relaxed);
-    if (!found) chosen.store(found = highest(), std::memory_order_relaxed);
-    return *found;
+    const Level* active = active_level.load(std::memory_order_relaxed);
+    if (!active) {
+        active = highest_usable();
+        active_level.store(active, std::memory_order_relaxed);
+    }
+    return *active;
 }
 
 bool positive(std::initializer_list<int64_t> sizes) {
@@ -67,42 +89,42 @@ bool positive(std::initializer_list<int64_t> sizes) {
 
 }  // namespace
 
-int nx::refuse(const char* function, const char* why) {
-    std::snprintf(message, sizeof message, "%s: %s", function, why);
+int nx::set_error(const char* function, const char* message) {
+    std::snprintf(last_error, sizeof last_error, "%s: %s", function, message);
     return NX_INVALID;
 }
 
 void nx::engine_token(const EngineState& state, int64_t thread) { level().engine_token(state, thread); }
 
-#define NX_CHECK(ok, why) \
-    if (!(ok)) return nx::refuse(__func__, why)
+#define NX_CHECK(ok, message) \
+    if (!(ok)) return nx::set_error(__func__, message)
 #define NX_DTYPE(a) NX_CHECK((a)->dtype == NX_F32 || (a)->dtype == NX_BF16, "dtype must be NX_F32 or NX_BF16")
 
 int nx_abi_version(void) { return NX_ABI_VERSION; }
-const char* nx_last_error(void) { return message; }
+const char* nx_last_error(void) { return last_error; }
 const char* nx_isa(void) { return level().name; }
 
 const char* nx_isa_levels(void) {
     static const char* names = [] {
-        static char held[64] = "";
-        for (const Level& one : kLevels)
-            if (one.usable()) {
-                if (held[0]) std::strcat(held, " ");
-                std::strcat(held, one.name);
+        static char joined[64] = "";
+        for (const Level& candidate : kLevels)
+            if (candidate.usable()) {
+                if (joined[0]) std::strcat(joined, " ");
+                std::strcat(joined, candidate.name);
             }
-        return held;
+        return joined;
     }();
     return names;
 }
 
 int nx_set_isa(const char* name) {
-    for (const Level& one : kLevels)
-        if (name && std::strcmp(one.name, name) == 0) {
-            NX_CHECK(one.usable(), "this CPU lacks that instruction set");
-            chosen.store(&one, std::memory_order_relaxed);
+    for (const Level& candidate : kLevels)
+        if (name && std::strcmp(candidate.name, name) == 0) {
+            NX_CHECK(candidate.usable(), "this CPU does not support the instruction set");
+            active_level.store(&candidate, std::memory_order_relaxed);
             return NX_OK;
         }
-    return nx::refuse(__func__, "no such instruction set in this build");
+    return nx::set_error(__func__, "no such instruction set in this build");
 }
 
 int nx_cpu_expert_gate(const nx_expert_gate_args* a) {
@@ -147,14 +169,18 @@ int nx_cpu_tap_pool(const nx_tap_pool_args* a) {
     return NX_OK;
 }
 
-int64_t nx_cpu_quantized_linear_scratch(int64_t M, int64_t K) { return level().quantized_linear_scratch(M, K); }
+int64_t nx_cpu_quantized_linear_scratch(int64_t M, int64_t K) {
+    return level().quantized_linear_scratch(M, K);
+}
 
 int nx_cpu_quantized_linear(const nx_quantized_linear_args* a) {
     NX_DTYPE(a);
-    NX_CHECK(a->precision >= NX_INT8 && a->precision <= NX_INT8_ROWS, "the matrix must be NX_INT8, NX_INT4 or NX_INT8_ROWS");
-    NX_CHECK(a->M >= 0 && a->N >= 0 && a->K >= 0 && a->K % 64 == 0, "sizes must be at least 0, and 64 must divide K");
-    NX_CHECK(a->activation >= 0 && a->activation <= NX_GELU_TANH, "no such activation");
-    NX_CHECK(a->combine >= NX_STORE && a->combine <= NX_MULTIPLY, "no such way to combine");
+    NX_CHECK(a->precision >= NX_INT8 && a->precision <= NX_INT8_ROWS,
+             "precision must be NX_INT8, NX_INT4 or NX_INT8_ROWS");
+    NX_CHECK(a->M >= 0 && a->N >= 0 && a->K >= 0 && a->K % 64 == 0,
+             "sizes must be at least 0, and K a multiple of 64");
+    NX_CHECK(a->activation >= 0 && a->activation <= NX_GELU_TANH, "unknown activation");
+    NX_CHECK(a->combine >= NX_STORE && a->combine <= NX_MULTIPLY, "unknown value of combine");
     if (a->M && a->N) level().quantized_linear(*a);
     return NX_OK;
 }
@@ -163,9 +189,10 @@ int64_t nx_cpu_attention_scratch(int64_t T, int64_t d) { return level().attentio
 
 int nx_cpu_attention(const nx_attention_args* a) {
     NX_DTYPE(a);
-    NX_CHECK(a->n >= 0 && a->M >= 0 && positive({a->H, a->T, a->d}), "n and M must be at least 0, H, T and d at least 1");
-    NX_CHECK(!a->bias || a->w >= 1, "a bias has at least one item");
-    NX_CHECK(a->sees >= 0, "a row sees at least one key");
+    NX_CHECK(a->n >= 0 && a->M >= 0 && positive({a->H, a->T, a->d}),
+             "n and M must be at least 0, H, T and d at least 1");
+    NX_CHECK(!a->bias || a->w >= 1, "w must be at least 1");
+    NX_CHECK(a->causal_offset >= 0, "causal_offset must be at least 0");
     if (a->n && a->M) level().attention(*a);
     return NX_OK;
 }

@@ -1,14 +1,14 @@
-// What the other sources of the C ABI use of dispatch.cpp.
+// Functions of dispatch.cpp that the other sources of the C ABI call.
 #pragma once
 
 #include "engine.h"
 
 namespace nx {
 
-// Keeps the message for nx_last_error(); returns NX_INVALID.
-int refuse(const char* function, const char* why);
+// Stores the message for nx_last_error(); returns NX_INVALID.
+int set_error(const char* function, const char* message);
 
-// engine_token of the instruction set in use.
+// Runs engine_token at the instruction set in use.
 void engine_token(const EngineState& state, int64_t thread);
 
 }  // namespace nx

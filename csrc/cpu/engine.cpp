@@ -1,4 +1,4 @@
-// The decode engine's life: its memory, its threads and their meetings.
+// Construction and destruction of the decode engine: memory, threads and barriers.
 #include "engine.h"
 
 #include <unistd.h>
@@ -15,7 +15,7 @@
 
 namespace {
 
-constexpr int kSpins = 2000;  // looks at a flag before sleeping: about 20 us, longer than a phase takes to end
+constexpr int kSpins = 2000;  // polls of a flag before sleeping: about 20 us, longer than most phases
 
 inline void relax() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -25,7 +25,7 @@ inline void relax() {
 #endif
 }
 
-// Waits until `flag` no longer holds `old`.
+// Waits until the value of `flag` is no longer `old`.
 void wait(std::atomic<uint32_t>& flag, uint32_t old) {
     for (int i = 0; i < kSpins; ++i) {
         if (flag.load(std::memory_order_acquire) != old) return;
@@ -34,25 +34,27 @@ void wait(std::atomic<uint32_t>& flag, uint32_t old) {
     while (flag.load(std::memory_order_acquire) == old) flag.wait(old, std::memory_order_acquire);
 }
 
-void raise(std::atomic<uint32_t>& flag) {
+void signal(std::atomic<uint32_t>& flag) {
     flag.fetch_add(1, std::memory_order_acq_rel);
     flag.notify_all();
 }
 
-// Threads that wait for a token, and the meeting at the end of each phase.
+// Synchronisation of the engine's threads: start of a token, tasks of a phase, barrier at its end.
 struct Pool {
     explicit Pool(int64_t size) : size(size) {}
 
+    // Claims the next task of the phase.
     int64_t next() { return task.fetch_add(1, std::memory_order_relaxed); }
 
+    // Waits for all threads. The last one resets the tasks.
     void barrier() {
-        const uint32_t now = phase.load(std::memory_order_acquire);
+        const uint32_t current = phase.load(std::memory_order_acquire);
         if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
             arrived.store(0, std::memory_order_relaxed);
             task.store(0, std::memory_order_relaxed);
-            raise(phase);
+            signal(phase);
         } else {
-            wait(phase, now);
+            wait(phase, current);
         }
     }
 
@@ -64,36 +66,39 @@ struct Pool {
     std::atomic<bool> stop{false};
 };
 
-constexpr size_t kLine = 64;
+constexpr size_t kCacheLine = 64;
 
-// Memory in lines, from one allocation: sizes are added up first, then handed out.
+// One allocation for several arrays, each aligned to a cache line: reserve() them all, then allocate().
 class Arena {
   public:
     template <class T>
-    void ask(T*& where, int64_t n) {
-        wishes.push_back({reinterpret_cast<void**>(&where), (n * sizeof(T) + kLine - 1) / kLine * kLine});
+    void reserve(T*& pointer, int64_t n) {
+        const size_t bytes = (n * sizeof(T) + kCacheLine - 1) / kCacheLine * kCacheLine;
+        reservations.push_back({reinterpret_cast<void**>(&pointer), bytes});
     }
-    bool give() {
-        size_t total = kLine;
-        for (const Wish& wish : wishes) total += wish.bytes;
-        memory.reset(static_cast<char*>(std::aligned_alloc(kLine, total)));
-        size_t at = 0;
-        for (const Wish& wish : wishes) {
-            *wish.where = memory.get() + at;
-            at += wish.bytes;
+
+    // Sets the reserved pointers. Returns false if there is not enough memory.
+    bool allocate() {
+        size_t total = kCacheLine;
+        for (const Reservation& reservation : reservations) total += reservation.bytes;
+        memory.reset(static_cast<char*>(std::aligned_alloc(kCacheLine, total)));
+        size_t offset = 0;
+        for (const Reservation& reservation : reservations) {
+            *reservation.pointer = memory.get() + offset;
+            offset += reservation.bytes;
         }
         return memory != nullptr;
     }
 
   private:
-    struct Wish {
-        void** where;
+    struct Reservation {
+        void** pointer;
         size_t bytes;
     };
     struct Free {
         void operator()(char* p) const { std::free(p); }
     };
-    std::vector<Wish> wishes;
+    std::vector<Reservation> reservations;
     std::unique_ptr<char, Free> memory;
 };
 
@@ -109,7 +114,9 @@ struct nx_engine {
     const pid_t owner = getpid();
 
     explicit nx_engine(const nx_engine_config& config)
-        : layers(config.layer, config.layer + config.layers), activations(config.threads), pool(config.threads) {
+        : layers(config.layer, config.layer + config.layers),
+          activations(config.threads),
+          pool(config.threads) {
         state.config = config;
         state.config.layer = layers.data();
         state.activations = activations.data();
@@ -120,27 +127,27 @@ struct nx_engine {
 
     bool allocate() {
         const auto& c = state.config;
-        const int64_t B = c.slots, heads = (c.heads + 2 * c.kv_heads) * c.head_size;
+        const int64_t B = c.slots, qkv_width = (c.heads + 2 * c.kv_heads) * c.head_size;
         int64_t widest = c.mlp > c.width ? c.mlp : c.width;
         widest = c.heads * c.head_size > widest ? c.heads * c.head_size : widest;
-        state.spare_size = B * 512 > 4096 ? B * 512 : 4096;
-        arena.ask(state.stream, B * c.width);
-        arena.ask(state.qkv, B * heads);
-        arena.ask(state.attended, B * c.heads * c.head_size);
-        arena.ask(state.active, B * c.mlp);
-        arena.ask(state.spare, 2 * c.threads * state.spare_size);
-        arena.ask(state.scores, c.threads * (c.heads / c.kv_heads) * c.capacity);
-        std::vector<float*> held(c.threads);
+        state.products_size = B * 512 > 4096 ? B * 512 : 4096;
+        arena.reserve(state.stream, B * c.width);
+        arena.reserve(state.qkv, B * qkv_width);
+        arena.reserve(state.context, B * c.heads * c.head_size);
+        arena.reserve(state.mlp_hidden, B * c.mlp);
+        arena.reserve(state.products, 2 * c.threads * state.products_size);
+        arena.reserve(state.scores, c.threads * (c.heads / c.kv_heads) * c.capacity);
+        std::vector<float*> data(c.threads);
         for (int64_t t = 0; t < c.threads; ++t) {
-            arena.ask(held[t], B * widest);
-            arena.ask(activations[t].scales, B * widest / nx::kActivationBlock + 1);
-            arena.ask(activations[t].sums, B * widest / 32 + 1);
-            arena.ask(activations[t].spread, B * (widest / 128 + 1) * 16);
-            arena.ask(activations[t].lift, B * widest / 32 + 1);
+            arena.reserve(data[t], B * widest);
+            arena.reserve(activations[t].scales, B * widest / nx::kActivationBlock + 1);
+            arena.reserve(activations[t].sums, B * widest / 32 + 1);
+            arena.reserve(activations[t].pair_scales, B * (widest / 128 + 1) * 16);
+            arena.reserve(activations[t].corrections, B * widest / 32 + 1);
         }
-        const bool ok = arena.give();
-        for (int64_t t = 0; t < c.threads; ++t) activations[t].data = held[t];
-        return ok;
+        const bool allocated = arena.allocate();
+        for (int64_t t = 0; t < c.threads; ++t) activations[t].data = data[t];
+        return allocated;
     }
 
     void start() {
@@ -155,69 +162,77 @@ struct nx_engine {
     }
 
     ~nx_engine() {
-        if (getpid() != owner) {  // after a fork the threads are not here
+        if (getpid() != owner) {  // after a fork this process has none of the threads
             for (std::thread& thread : threads) thread.detach();
             return;
         }
         pool.stop.store(true, std::memory_order_release);
-        raise(pool.token);
+        signal(pool.token);
         for (std::thread& thread : threads) thread.join();
     }
 };
 
-#define NX_WANT(ok, why)                        \
-    if (!(ok)) {                                \
-        nx::refuse("nx_engine_create", why);    \
-        return nullptr;                         \
+#define NX_REQUIRE(ok, message)                     \
+    if (!(ok)) {                                    \
+        nx::set_error("nx_engine_create", message); \
+        return nullptr;                             \
     }
 
 nx_engine* nx_engine_create(const nx_engine_config* c) {
     const bool quantized = c->precision == NX_INT8 || c->precision == NX_INT4;
-    NX_WANT(c->precision >= NX_F32 && c->precision <= NX_INT4, "unknown precision");
-    NX_WANT(c->kv_precision == c->precision || c->kv_precision == NX_F32 || c->kv_precision == NX_BF16,
-            "keys and values have the precision of the rest, or a floating one");
-    NX_WANT(c->head_precision >= NX_F32 && c->head_precision <= NX_INT8, "unknown precision of the head");
-    NX_WANT(c->dtype == NX_F32 || c->dtype == NX_BF16, "dtype must be NX_F32 or NX_BF16");
-    NX_WANT(c->layers >= 0 && c->width > 0 && c->mlp > 0 && c->heads > 0 && c->kv_heads > 0 && c->head_size > 0 &&
-                c->vocab > 0 && c->slots > 0 && c->capacity > 0 && c->threads > 0,
-            "every size must be at least 1");
-    NX_WANT(c->heads % c->kv_heads == 0, "kv_heads must divide heads");
-    NX_WANT(c->head_size % 2 == 0, "head_size must be even");
-    NX_WANT(!quantized || (c->width % 64 == 0 && c->mlp % 64 == 0 && c->heads * c->head_size % 64 == 0),
-            "int8 and int4 want widths that 64 divides");
-    NX_WANT(c->head_precision != NX_INT8 || c->width % 64 == 0, "an int8 head wants a width that 64 divides");
+    NX_REQUIRE(c->precision >= NX_F32 && c->precision <= NX_INT4, "unknown precision");
+    NX_REQUIRE(c->kv_precision == c->precision || c->kv_precision == NX_F32 || c->kv_precision == NX_BF16,
+               "kv_precision must be precision, NX_F32 or NX_BF16");
+    NX_REQUIRE(c->head_precision >= NX_F32 && c->head_precision <= NX_INT8, "unknown head_precision");
+    NX_REQUIRE(c->dtype == NX_F32 || c->dtype == NX_BF16, "dtype must be NX_F32 or NX_BF16");
+    NX_REQUIRE(c->layers >= 0 && c->width > 0 && c->mlp > 0 && c->heads > 0 && c->kv_heads > 0 &&
+                   c->head_size > 0 && c->vocab > 0 && c->slots > 0 && c->capacity > 0 && c->threads > 0,
+               "every size must be at least 1");
+    NX_REQUIRE(c->heads % c->kv_heads == 0, "kv_heads must divide heads");
+    NX_REQUIRE(c->head_size % 2 == 0, "head_size must be even");
+    NX_REQUIRE(!quantized || (c->width % 64 == 0 && c->mlp % 64 == 0 && c->heads * c->head_size % 64 == 0),
+               "int8 and int4 need widths that are multiples of 64");
+    NX_REQUIRE(c->head_precision != NX_INT8 || c->width % 64 == 0,
+               "an int8 head needs a width that is a multiple of 64");
     try {
         std::unique_ptr<nx_engine> engine(new nx_engine(*c));
-        NX_WANT(engine->allocate(), "out of memory");
+        NX_REQUIRE(engine->allocate(), "out of memory");
         engine->start();
         return engine.release();
     } catch (const std::bad_alloc&) {
-        nx::refuse("nx_engine_create", "out of memory");
+        nx::set_error("nx_engine_create", "out of memory");
     } catch (const std::system_error&) {
-        nx::refuse("nx_engine_create", "the system gives no more threads");
+        nx::set_error("nx_engine_create", "the system cannot start more threads");
     }
     return nullptr;
 }
 
 void nx_engine_destroy(nx_engine* engine) { delete engine; }
 
-int nx_engine_step(nx_engine* engine, int64_t B, const int64_t* slots, const int64_t* positions, const int64_t* ids,
-                   const float* rows, float* logits, int64_t* best) {
+int nx_engine_step(nx_engine* engine, int64_t B, const int64_t* slots, const int64_t* positions,
+                   const int64_t* ids, const float* embedded, float* logits, int64_t* best) {
     nx::EngineState& s = engine->state;
-    const auto refuse = [](const char* why) { return nx::refuse("nx_engine_step", why); };
-    if (getpid() != engine->owner) return refuse("this engine belongs to the process that forked; make a new one");
-    if (B < 0 || B > s.config.slots) return refuse("more rows than slots");
+    const auto fail = [](const char* message) { return nx::set_error("nx_engine_step", message); };
+    if (getpid() != engine->owner)
+        return fail("the engine belongs to the parent process; create a new one after a fork");
+    if (B < 0 || B > s.config.slots) return fail("more sequences than slots");
     for (int64_t b = 0; b < B; ++b) {
-        if (slots[b] < 0 || slots[b] >= s.config.slots) return refuse("no such slot");
-        if (positions[b] < 0 || positions[b] >= s.config.capacity) return refuse("the cache is full");
-        if (!rows && (ids[b] < 0 || ids[b] >= s.config.vocab)) return refuse("no such token");
+        if (slots[b] < 0 || slots[b] >= s.config.slots) return fail("no such slot");
+        if (positions[b] < 0 || positions[b] >= s.config.capacity) return fail("the cache is full");
+        if (!embedded && (ids[b] < 0 || ids[b] >= s.config.vocab)) return fail("no such token");
         for (int64_t other = 0; other < b; ++other)
-            if (slots[other] == slots[b]) return refuse("two rows in one slot");
+            if (slots[other] == slots[b]) return fail("two sequences in one slot");
     }
     if (B == 0) return NX_OK;
-    s.B = B, s.slots = slots, s.positions = positions, s.ids = ids, s.rows = rows, s.logits = logits, s.best = best;
+    s.B = B;
+    s.slots = slots;
+    s.positions = positions;
+    s.ids = ids;
+    s.embedded = embedded;
+    s.logits = logits;
+    s.best = best;
     engine->pool.task.store(0, std::memory_order_relaxed);
-    raise(engine->pool.token);
+    signal(engine->pool.token);
     nx::engine_token(s, 0);
     return NX_OK;
 }

@@ -1,43 +1,43 @@
-// What the decode engine's threads share. Plain data: its kernels are compiled once an instruction set.
+// State that the threads of the decode engine share. Plain data, because its kernels are compiled once per
+// instruction set.
 #pragma once
 
 #include "../include/nanoemox.h"
 
 namespace nx {
 
-constexpr int64_t kActivationBlock = 64;  // numbers that share a scale when activations are quantised
-constexpr int64_t kRecheck = 32;          // best logits of a quantised head that are computed anew
+constexpr int64_t kActivationBlock = 64;  // elements of a quantised activation that share a scale
+constexpr int64_t kRescored = 32;         // highest logits of a quantised head that are recomputed
 
-// One thread's copy of a product's input, as the matrix's precision wants it: made by each thread for itself, which costs
-// less than a barrier.
+// The input of a matrix product in the format that the matrix's precision requires. Each thread converts its
+// own copy, which costs less than a barrier.
 struct Activation {
-    void* data;      // fp32 or bf16 [B, columns], or integers (quantized.h), of which one takes no more than 4 bytes
-    float* scales;   // integers: one for each kActivationBlock columns
-    int32_t* sums;   // integers: of the halves of each block, [B, columns / 32]
-    float* spread;   // beside int4, where VNNI is: the scales of each two blocks as a vector of 16
-    float* lift;     // the same: what unsigned weights add
+    void* data;     // fp32 or bf16 [B, columns], or integers (quantized.h) of at most 4 bytes per element
+    float* scales;  // integers: one per kActivationBlock columns
+    int32_t* sums;  // integers: sums over half blocks, [B, columns / 32]
+    float* pair_scales;  // int4 weights with VNNI: scales of two blocks, broadcast to a vector of 16
+    float* corrections;  // int4 weights with VNNI: compensate the zero point of the unsigned weights
 };
 
 struct EngineState {
     nx_engine_config config;
-    // The step.
+    // Arguments of the current step.
     int64_t B;
     const int64_t *slots, *positions, *ids;
-    const float* rows;
+    const float* embedded;
     float* logits;
     int64_t* best;
-    // fp32 between the phases.
-    float* stream;    // [B, width]
-    float* qkv;       // [B, (heads + 2 kv_heads) head_size]
-    float* attended;  // [B, heads head_size]
-    float* active;    // [B, mlp]
-    float* spare;     // [threads, B, chunk], products before an epilogue
-    float* scores;    // [threads, group, capacity]
+    // fp32 intermediate results.
+    float* stream;            // [B, width], the residual stream
+    float* qkv;               // [B, (heads + 2 kv_heads) head_size]
+    float* context;           // [B, heads head_size], the output of attention
+    float* mlp_hidden;        // [B, mlp], silu(gate) * up
+    float* products;          // [threads, 2, products_size], matrix products before their epilogue
+    float* scores;            // [threads, group, capacity], attention weights
     Activation* activations;  // [threads]
-    int64_t spare_size;
-    // The next chunk of the phase, and the end of a phase for all threads.
-    int64_t (*next)(void* pool);
-    void (*barrier)(void* pool);
+    int64_t products_size;
+    int64_t (*next)(void* pool);  // index of the next unclaimed task of the phase
+    void (*barrier)(void* pool);  // ends a phase: waits for all threads
     void* pool;
 };
 

@@ -1,4 +1,4 @@
-// expert_gate: means over time, the gate's hidden layer, softmax, weighted sum.
+// expert_gate: mean over time, hidden layer of the gate, softmax, weighted sum of the experts.
 #include "gate.h"
 #include "kernels.h"
 
@@ -11,13 +11,13 @@ void run(const nx_expert_gate_args& a) {
     float* means = a.scratch;
     float* hidden = means + a.B * width;
     const Gate<T> gate{static_cast<const T*>(a.w1), a.b1, static_cast<const T*>(a.w2), a.b2, a.E, a.H};
-    const bool worth = a.B * width * (a.T + a.H) > kWorthThreads;
-#pragma omp parallel if (worth)
+    const bool parallel = a.B * width * (a.T + a.H) > kParallelThreshold;
+#pragma omp parallel if (parallel)
     {
 #pragma omp for
         for (int64_t row = 0; row < a.B * a.E; ++row) {
             const T* x = experts + row / a.E * a.stride_b + row % a.E * a.stride_e;
-            each_vector(a.H, [&](int64_t i, auto get, auto put) {
+            for_each_vector(a.H, [&](int64_t i, auto get, auto put) {
                 Vec total{};
                 for (int64_t t = 0; t < a.T; ++t) total += get(x + t * a.stride_t + i);
                 put(means + row * a.H + i, total / static_cast<float>(a.T));

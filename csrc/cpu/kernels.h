@@ -1,4 +1,5 @@
-// The kernels of one instruction set: each source is compiled once a level, with NX_ISA naming it.
+// The kernels of each instruction set (level). A source is compiled once per level, with the level's name as
+// NX_ISA.
 #pragma once
 
 #include "../include/nanoemox.h"

@@ -1,13 +1,13 @@
-"""The decode engine: one C call a token runs every layer of a qwen2 or llama language model on the CPU.
+"""The decode engine: one C call per token runs every layer of a qwen2 or llama language model on the CPU.
 
-It knows tensors and sizes, no model folder. Batch 1 to the number of slots; each sequence has a slot of a static
-cache, which the caller fills with the prompt's keys (rotated) and values. csrc/include/nanoemox.h describes the call.
+The engine takes tensors and sizes and knows no model folder. A batch has up to as many sequences as the engine has
+slots. Each sequence occupies a slot of a static cache, which the caller fills with the keys (after the rotary
+embedding) and values of the prompt. csrc/include/nanoemox.h describes the call.
 """
 
-import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,10 @@ from ..linear.quantized import BLOCK, GROUP, PRECISIONS, Matrix
 
 
 class EngineLayer(NamedTuple):
-    """A transformer layer: seven matrices, two RMSNorm weights [width], biases: that of q, k and v is one tensor."""
+    """The weights of a transformer layer: seven matrices, two RMSNorm weights [width], and biases.
+
+    `bias` concatenates the biases of q, k and v: [(heads + 2 kv_heads) head_size].
+    """
 
     q: Matrix
     k: Matrix
@@ -37,7 +40,17 @@ class EngineLayer(NamedTuple):
 
 @dataclass(frozen=True)
 class EngineShape:
-    """Sizes of the language model and of the cache."""
+    """Sizes of the language model and of the cache.
+
+    Args:
+        width: of the residual stream.
+        mlp: hidden width of the MLP.
+        heads, kv_heads, head_size: query heads, key-value heads and the width of a head.
+        vocab: tokens of the vocabulary.
+        eps: of the RMSNorms.
+        slots: sequences that the cache holds.
+        capacity: tokens per sequence that the cache holds.
+    """
 
     width: int
     mlp: int
@@ -50,42 +63,18 @@ class EngineShape:
     capacity: int = 1024
 
 
-class _CMatrix(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), ("scales", ctypes.c_void_p)]
-
-
-class _CLayer(ctypes.Structure):
-    _fields_ = [
-        *((name, _CMatrix) for name in EngineLayer._fields[:7]),
-        *((name, ctypes.c_void_p) for name in EngineLayer._fields[7:]),
-    ]
-
-
-class _CConfig(ctypes.Structure):
-    _fields_ = [
-        *(
-            (name, ctypes.c_int64)
-            for name in ("precision", "kv_precision", "head_precision", "dtype", "layers")
-        ),
-        *((name, ctypes.c_int64) for name in ("width", "mlp", "heads", "kv_heads", "head_size", "vocab")),
-        *((name, ctypes.c_int64) for name in ("slots", "capacity", "threads")),
-        *((name, ctypes.c_void_p) for name in ("layer", "norm")),
-        ("head", _CMatrix),
-        *(
-            (name, ctypes.c_void_p)
-            for name in ("exact_head", "embedding", "cosines", "sines", "keys", "values")
-        ),
-        ("eps", ctypes.c_double),
-    ]
-
-
 def why_not() -> str:
-    """Why there is no decode engine here; "" where there is one."""
+    """Why the decode engine is not available, or "" if it is."""
     return _native.why_not
 
 
 class DecodeEngine:
-    """Runs a language model token by token on threads of its own. One call at a time; `close` ends the threads."""
+    """Runs a language model token by token on its own threads; `close` ends them. Calls must not overlap.
+
+    Attributes:
+        shape: the sizes.
+        keys, values: the cache, [layers,slots,kv_heads,capacity,head_size] in the dtype of the embedding.
+    """
 
     def __init__(
         self,
@@ -102,55 +91,79 @@ class DecodeEngine:
     ):
         """
         Args:
-            norm: the final RMSNorm, [width]; embedding: [vocab,width], fp32 or bf16, the dtype of the cache.
-            exact_head: [vocab,width] in the dtype of the embedding: with an int8 head, the best logits come from it.
-            cosines, sines: [capacity, head_size/2] by position, fp32.
+            layers: the layers' weights. All matrices have one format; keys and values may be fp32 or bf16.
+            norm: the weight of the final RMSNorm, [width].
+            head: the vocabulary head, [vocab,width]: fp32, bf16 or int8.
+            embedding: [vocab,width], fp32 or bf16; its dtype is the dtype of the cache.
+            cosines, sines: the rotary table, [capacity,head_size/2] by position.
+            shape: the sizes.
+            exact_head: [vocab,width] in the dtype of the embedding: recomputes the best logits of an int8 head.
+            threads: default: as many as PyTorch uses.
 
         Raises:
-            RuntimeError: no C++ library. ValueError: shapes or forms that do not fit.
+            RuntimeError: no C++ library. ValueError: shapes or formats that do not fit.
         """
+        self._handle: int | None = None
+        self._tensors: list[Tensor] = []  # keeps alive what the library points to
         if _native.library is None:
             raise RuntimeError(f"the decode engine needs the C++ library: {_native.why_not}")
-        self.shape, self._handle = shape, None
         dtype = embedding.dtype
-        if dtype not in (torch.float32, torch.bfloat16):
+        if dtype not in _native.DTYPES:
             raise ValueError(f"want an embedding in float32 or bfloat16, got {dtype}")
-        size = (len(layers), shape.slots, shape.kv_heads, shape.capacity, shape.head_size)
-        self.keys, self.values = torch.empty(size, dtype=dtype), torch.empty(size, dtype=dtype)
         _check(layers, norm, head, embedding, cosines, sines, shape)
-        self._held: list[Any] = []  # what the library points to
-        forms = [layers[0].q.precision, layers[0].k.precision] if layers else [head.precision] * 2
-        table = (_CLayer * len(layers))(*(self._layer(layer) for layer in layers))
-        config = _CConfig(
-            *(PRECISIONS[form] for form in (*forms, head.precision)), 0 if dtype == torch.float32 else 1, len(layers),
-            shape.width, shape.mlp, shape.heads, shape.kv_heads, shape.head_size, shape.vocab, shape.slots,
-            shape.capacity, threads or torch.get_num_threads(), ctypes.cast(table, ctypes.c_void_p),
-            self._vector(norm), self._matrix(head), None if exact_head is None else self._pointer(exact_head),
-            self._pointer(embedding), self._vector(cosines), self._vector(sines), self.keys.data_ptr(),
-            self.values.data_ptr(), shape.eps,
-        )  # fmt: skip
-        self._config = config
+        self.shape = shape
+        cache = (len(layers), shape.slots, shape.kv_heads, shape.capacity, shape.head_size)
+        self.keys = torch.empty(cache, dtype=dtype)
+        self.values = torch.empty(cache, dtype=dtype)
         self._logits = torch.empty(shape.slots, shape.vocab)
         self._best = torch.empty(shape.slots, dtype=torch.int64)
-        self._handle = _native.engine_create(ctypes.byref(config))
-
-    def _pointer(self, tensor: Tensor) -> int:
-        self._held.append(tensor := tensor.detach().contiguous())
-        return tensor.data_ptr()
-
-    def _vector(self, tensor: Tensor) -> int:
-        return self._pointer(tensor.float())
-
-    def _matrix(self, matrix: Matrix) -> _CMatrix:
-        return _CMatrix(
-            self._pointer(matrix.data), None if matrix.scales is None else self._pointer(matrix.scales)
+        first = layers[0] if layers else None
+        table = _native.array("engine_layer", [self._layer(layer) for layer in layers])
+        config = _native.structure(
+            "engine_config",
+            precision=PRECISIONS[first.q.precision if first else head.precision],
+            kv_precision=PRECISIONS[first.k.precision if first else head.precision],
+            head_precision=PRECISIONS[head.precision],
+            dtype=_native.DTYPES[dtype],
+            layers=len(layers),
+            width=shape.width,
+            mlp=shape.mlp,
+            heads=shape.heads,
+            kv_heads=shape.kv_heads,
+            head_size=shape.head_size,
+            vocab=shape.vocab,
+            slots=shape.slots,
+            capacity=shape.capacity,
+            threads=threads or torch.get_num_threads(),
+            layer=table,
+            norm=self._fp32(norm),
+            head=self._matrix(head),
+            exact_head=None if exact_head is None else self._contiguous(exact_head),
+            embedding=self._contiguous(embedding),
+            cosines=self._fp32(cosines),
+            sines=self._fp32(sines),
+            keys=self.keys,
+            values=self.values,
+            eps=shape.eps,
         )
+        self._handle = _native.engine_create(config)
 
-    def _layer(self, layer: EngineLayer) -> _CLayer:
-        return _CLayer(
-            *(self._matrix(matrix) for matrix in layer[:7]),
-            *(None if vector is None else self._vector(vector) for vector in layer[7:]),
-        )
+    def _contiguous(self, tensor: Tensor) -> Tensor:
+        tensor = tensor.detach().contiguous()
+        self._tensors.append(tensor)
+        return tensor
+
+    def _fp32(self, tensor: Tensor) -> Tensor:
+        return self._contiguous(tensor.float())
+
+    def _matrix(self, matrix: Matrix) -> _native.Structure:
+        scales = None if matrix.scales is None else self._contiguous(matrix.scales)
+        return _native.structure("matrix", self._contiguous(matrix.data), scales)
+
+    def _layer(self, layer: EngineLayer) -> _native.Structure:
+        matrices = [self._matrix(matrix) for matrix in layer[:7]]
+        vectors = [None if vector is None else self._fp32(vector) for vector in layer[7:]]
+        return _native.structure("engine_layer", *matrices, *vectors)
 
     def step(
         self,
@@ -158,18 +171,19 @@ class DecodeEngine:
         positions: Sequence[int],
         slots: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """One token each for B sequences.
+        """Process one token of each of B sequences.
 
         Args:
-            tokens: ids [B], or embedded rows [B,width] in a float dtype.
-            positions: how many tokens of each sequence the cache holds.
-            slots: whose cache; 0 to B-1 if left out.
+            tokens: ids [B], or embedded tokens [B,width] in any float dtype.
+            positions: number of tokens of each sequence that the cache already holds.
+            slots: the cache slot of each sequence; default: 0 to B - 1.
 
         Returns:
-            logits [B,vocab] fp32, valid until the next step; best [B], the first of the highest logits.
+            logits [B,vocab] fp32, overwritten by the next step, and best [B] int64, the first index of the highest
+            logit.
 
         Raises:
-            ValueError: a full cache, a slot or a token that does not exist. RuntimeError: a closed engine.
+            ValueError: the cache is full, or a slot or token does not exist. RuntimeError: the engine is closed.
         """
         if self._handle is None:
             raise RuntimeError("this decode engine is closed")
@@ -178,24 +192,31 @@ class DecodeEngine:
             raise ValueError(
                 f"want as many tokens and slots as positions, got {len(tokens)} tokens, {B} positions"
             )
-        rows = tokens if isinstance(tokens, Tensor) and tokens.is_floating_point() else None
-        if rows is not None and tuple(rows.shape) != (B, self.shape.width):
-            raise ValueError(f"want rows [{B}, {self.shape.width}], got {list(rows.shape)}")
-        integers = ctypes.c_int64 * B
-        ids = None if rows is not None else integers(*map(int, tokens))
-        held = None if rows is None else rows.float().contiguous()
+        ids = embedded = None
+        if isinstance(tokens, Tensor) and tokens.is_floating_point():
+            if tuple(tokens.shape) != (B, self.shape.width):
+                raise ValueError(f"want rows [{B}, {self.shape.width}], got {list(tokens.shape)}")
+            embedded = tokens.float().contiguous()
+        else:
+            ids = _native.int64_array([int(token) for token in tokens])
         _native.engine_step(
-            self._handle, B, integers(*(slots if slots is not None else range(B))), integers(*positions), ids,
-            None if held is None else held.data_ptr(), self._logits.data_ptr(), self._best.data_ptr(),
-        )  # fmt: skip
+            self._handle,
+            B,
+            _native.int64_array(range(B) if slots is None else slots),
+            _native.int64_array(positions),
+            ids,
+            None if embedded is None else embedded.data_ptr(),
+            self._logits.data_ptr(),
+            self._best.data_ptr(),
+        )
         return self._logits[:B], self._best[:B]
 
     def close(self) -> None:
-        """End the threads and let the weights go."""
+        """End the threads and release the weights."""
         if self._handle is not None:
-            _native.library.nx_engine_destroy(self._handle)
+            _native.engine_destroy(self._handle)
             self._handle = None
-            self._held = []
+            self._tensors = []
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None) is not None:
@@ -203,46 +224,78 @@ class DecodeEngine:
 
 
 def _check(
-    layers: Sequence[EngineLayer], norm: Tensor, head: Matrix, embedding: Tensor, cosines: Tensor, sines: Tensor,
+    layers: Sequence[EngineLayer],
+    norm: Tensor,
+    head: Matrix,
+    embedding: Tensor,
+    cosines: Tensor,
+    sines: Tensor,
     shape: EngineShape,
-) -> None:  # fmt: skip
+) -> None:
+    """Raise ValueError for weights that do not fit the shape or each other."""
+    _check_formats(layers)
     queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
-    wanted = {
-        "q": (queries, shape.width), "k": (keys, shape.width), "v": (keys, shape.width), "o": (shape.width, queries),
-        "gate": (shape.mlp, shape.width), "up": (shape.mlp, shape.width), "down": (shape.width, shape.mlp),
-        "head": (shape.vocab, shape.width),
-    }  # fmt: skip
-    both = [(layer.k, layer.v) for layer in layers], [(layer.q, *layer[3:7]) for layer in layers]
-    few, rest = ({matrix.precision for held in part for matrix in held} for part in both)
-    if len(rest) > 1 or len(few) > 1 or not (few <= rest or few <= {"fp32", "bf16"}):
-        raise ValueError(
-            "the layers' matrices must share one form, but for keys and values in floating point, got "
-            + ", ".join(sorted(few | rest))
-        )
-    named = [(f"layer {i} {name}", matrix, wanted[name]) for i, layer in enumerate(layers)
-             for name, matrix in zip(EngineLayer._fields[:7], layer[:7], strict=True)]  # fmt: skip
-    for name, matrix, (rows, columns) in [*named, ("head", head, wanted["head"])]:
-        if matrix.precision == "int8_rows":
-            raise ValueError(f"{name}: the engine takes int8, not int8_rows")
-        data = (rows, columns // 2) if matrix.precision == "int4" else (rows, columns)
-        if tuple(matrix.data.shape) != data or not matrix.data.is_contiguous():
-            raise ValueError(
-                f"{name}: want a contiguous {matrix.precision} {list(data)}, got {list(matrix.data.shape)}"
-            )
-        scales = {"int8": (rows, columns // BLOCK), "int4": (rows, columns // GROUP)}.get(matrix.precision)
-        if scales is not None and (matrix.scales is None or tuple(matrix.scales.shape) != scales):
-            raise ValueError(f"{name}: want scales {list(scales)}")
-    vectors = {"norm": (norm, (shape.width,)), "embedding": (embedding, (shape.vocab, shape.width))}
-    table = (shape.capacity, shape.head_size // 2)
-    vectors |= {"cosines": (cosines, table), "sines": (sines, table)}
+    width, mlp, vocab = shape.width, shape.mlp, shape.vocab
+    sizes = {
+        "q": (queries, width),
+        "k": (keys, width),
+        "v": (keys, width),
+        "o": (width, queries),
+        "gate": (mlp, width),
+        "up": (mlp, width),
+        "down": (width, mlp),
+    }
     for i, layer in enumerate(layers):
-        vectors[f"layer {i} input_norm"] = layer.input_norm, (shape.width,)
-        vectors[f"layer {i} post_norm"] = layer.post_norm, (shape.width,)
-        sizes = {"bias": queries + 2 * keys, "o_bias": shape.width, "gate_bias": shape.mlp, "up_bias": shape.mlp,
-                 "down_bias": shape.width}  # fmt: skip
         for name, size in sizes.items():
-            if (held := getattr(layer, name)) is not None:
-                vectors[f"layer {i} {name}"] = held, (size,)
-    for name, (tensor, wide) in vectors.items():
-        if tuple(tensor.shape) != wide:
-            raise ValueError(f"{name}: want {list(wide)}, got {list(tensor.shape)}")
+            _check_matrix(f"layer {i} {name}", getattr(layer, name), *size)
+    _check_matrix("head", head, vocab, width)
+    table = (shape.capacity, shape.head_size // 2)
+    _check_tensor("norm", norm, width)
+    _check_tensor("embedding", embedding, vocab, width)
+    _check_tensor("cosines", cosines, *table)
+    _check_tensor("sines", sines, *table)
+    lengths = {
+        "input_norm": width,
+        "post_norm": width,
+        "bias": queries + 2 * keys,
+        "o_bias": width,
+        "gate_bias": mlp,
+        "up_bias": mlp,
+        "down_bias": width,
+    }
+    for i, layer in enumerate(layers):
+        for name, length in lengths.items():
+            vector = getattr(layer, name)
+            if vector is not None:
+                _check_tensor(f"layer {i} {name}", vector, length)
+
+
+def _check_formats(layers: Sequence[EngineLayer]) -> None:
+    kv_formats = {matrix.precision for layer in layers for matrix in (layer.k, layer.v)}
+    formats = {matrix.precision for layer in layers for matrix in (layer.q, *layer[3:7])}
+    kv_fits = kv_formats <= formats or kv_formats <= {"fp32", "bf16"}
+    if len(formats) > 1 or len(kv_formats) > 1 or not kv_fits:
+        raise ValueError(
+            "the layers' matrices must share one format, except for keys and values in floating point, got "
+            + ", ".join(sorted(kv_formats | formats))
+        )
+
+
+def _check_matrix(name: str, matrix: Matrix, rows: int, columns: int) -> None:
+    form = matrix.precision
+    if form == "int8_rows":
+        raise ValueError(f"{name}: the engine takes int8, not int8_rows")
+    size = (rows, columns // 2) if form == "int4" else (rows, columns)
+    if tuple(matrix.data.shape) != size or not matrix.data.is_contiguous():
+        raise ValueError(f"{name}: want a contiguous {form} {list(size)}, got {list(matrix.data.shape)}")
+    group = {"int8": BLOCK, "int4": GROUP}.get(form)
+    if group is None:
+        return
+    scales = (rows, columns // group)
+    if matrix.scales is None or tuple(matrix.scales.shape) != scales:
+        raise ValueError(f"{name}: want scales {list(scales)}")
+
+
+def _check_tensor(name: str, tensor: Tensor, *size: int) -> None:
+    if tuple(tensor.shape) != size:
+        raise ValueError(f"{name}: want {list(size)}, got {list(tensor.shape)}")

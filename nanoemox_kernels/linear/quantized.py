@@ -1,6 +1,7 @@
-"""Weights as fp32, bf16, int8 or int4, and their products with many rows: one copy serves prefill and decoding.
+"""Weight matrices in fp32, bf16, int8 or int4 and their products with many rows.
 
-csrc/include/nanoemox.h describes the forms (`nx_matrix`) and the product (`nx_quantized_linear_args`).
+Prefill and decoding share one copy of the weights. csrc/include/nanoemox.h defines the formats (`nx_matrix`) and the
+product (`nx_quantized_linear_args`).
 """
 
 from typing import NamedTuple
@@ -11,19 +12,22 @@ from torch import Tensor
 from .. import _native
 
 GROUP = 32  # columns that share a scale in int4
-BLOCK = 64  # columns that share a scale in int8, that any quantised matrix comes in, and activations that share a scale
+BLOCK = 64  # columns that share a scale in int8; divides the columns of every quantised matrix
+# Values of the enumerations of csrc/include/nanoemox.h.
 PRECISIONS = {"fp32": 0, "bf16": 1, "int8": 2, "int4": 3, "int8_rows": 4}
 ACTIVATIONS = {"none": 0, "relu": 1, "silu": 2, "gelu": 3, "gelu_tanh": 4}
-_COMBINE = {"store": 0, "add": 1, "multiply": 2}
-_PANEL = 1024  # rows that are quantised, or columns that are unpacked, at a time
+COMBINATIONS = {"store": 0, "add": 1, "multiply": 2}
+_PANEL = 1024  # rows that are quantised at a time
 _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8", torch.uint8: "int4"}
 
 
 class Matrix(NamedTuple):
-    """A weight [rows,columns] in one of five forms.
+    """A weight [rows,columns] in one of five formats.
 
-    fp32 or bf16: data alone. int8: data int8 and scales bf16 [rows,columns/64]. int8_rows: data int8 and scales fp32
-    [rows]. int4: data uint8 [rows,columns/2] and scales bf16 [rows,columns/32].
+    fp32, bf16: data only.
+    int8: data int8 and scales bf16 [rows,columns/64].
+    int8_rows: data int8 and scales fp32 [rows].
+    int4: data uint8 [rows,columns/2] and scales bf16 [rows,columns/32].
     """
 
     data: Tensor
@@ -31,21 +35,29 @@ class Matrix(NamedTuple):
 
     @property
     def precision(self) -> str:
-        rows = self.scales is not None and self.scales.ndim == 1
-        return "int8_rows" if rows else _NAMES[self.data.dtype]
+        """The format: a key of PRECISIONS."""
+        if self.scales is not None and self.scales.ndim == 1:
+            return "int8_rows"
+        return _NAMES[self.data.dtype]
 
     @property
     def shape(self) -> tuple[int, int]:
+        """(rows, columns) of the weight."""
         rows, columns = self.data.shape
         return rows, columns * 2 if self.data.dtype == torch.uint8 else columns
 
     @property
     def nbytes(self) -> int:
+        """Bytes of data and scales."""
         return self.data.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
 
 def quantize_int8(weight: Tensor) -> Matrix:
-    """weight [rows,columns] -> int8 in groups of 64 columns, whose largest number becomes 127."""
+    """Quantise to int8 in groups of 64 columns; the largest absolute value of a group becomes 127.
+
+    Args:
+        weight: [rows,columns], any float dtype; columns is a multiple of 64.
+    """
     data = torch.empty(weight.shape, dtype=torch.int8)
     scales = torch.empty(len(weight), weight.shape[1] // BLOCK, dtype=torch.bfloat16)
     for out, scale, source in zip(
@@ -58,18 +70,28 @@ def quantize_int8(weight: Tensor) -> Matrix:
 
 
 def quantize_int8_rows(weight: Tensor) -> Matrix:
-    """weight [rows,columns] -> int8 with a scale a row, whose largest number becomes 127: quicker beside many rows."""
+    """Quantise to int8 with one scale per row; the largest absolute value of a row becomes 127.
+
+    Products with many rows are faster than with `quantize_int8`.
+
+    Args:
+        weight: [rows,columns], any float dtype; columns is a multiple of 64.
+    """
     scales = torch.maximum(weight.amax(1), -weight.amin(1)).float() / 127
     data = torch.empty(weight.shape, dtype=torch.int8)
-    for rows, source, scale in zip(
+    for out, source, scale in zip(
         data.split(_PANEL), weight.split(_PANEL), scales.split(_PANEL), strict=True
     ):
-        rows.copy_((source.float() / scale.clamp_min(1e-30)[:, None]).round_())
+        out.copy_((source.float() / scale.clamp_min(1e-30)[:, None]).round_())
     return Matrix(data, scales)
 
 
 def quantize_int4(weight: Tensor) -> Matrix:
-    """weight [rows,columns] -> int4 in groups of 32 columns; the number of largest size in a group becomes -8."""
+    """Quantise to int4 in groups of 32 columns; the value of largest magnitude in a group becomes -8.
+
+    Args:
+        weight: [rows,columns], any float dtype; columns is a multiple of 64.
+    """
     rows, columns = weight.shape
     data = torch.empty(rows, columns // 2, dtype=torch.uint8)
     scales = torch.empty(rows, columns // GROUP, dtype=torch.bfloat16)
@@ -90,20 +112,18 @@ QUANTIZERS = {"int8": quantize_int8, "int8_rows": quantize_int8_rows, "int4": qu
 
 
 def dequantize(matrix: Matrix, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The weight [rows,columns] that a matrix stands for."""
+    """The weight [rows,columns] that a matrix represents, in `dtype`."""
     if matrix.scales is None:
         return matrix.data.to(dtype)
     if matrix.precision == "int8_rows":
         return (matrix.data.float() * matrix.scales[:, None]).to(dtype)
+    scales = matrix.scales.float()[..., None]
     if matrix.precision == "int8":
-        return (
-            (matrix.data.unflatten(1, (-1, BLOCK)).float() * matrix.scales.float()[..., None])
-            .flatten(1)
-            .to(dtype)
-        )
-    pairs = matrix.data.unflatten(1, (-1, GROUP))  # [rows, columns/64, 32]
-    level = torch.stack([pairs & 15, pairs >> 4], 2).flatten(1, 2).float() - 8
-    return (level * matrix.scales.float()[..., None]).flatten(1).to(dtype)
+        groups = matrix.data.unflatten(1, (-1, BLOCK)).float()
+    else:
+        pairs = matrix.data.unflatten(1, (-1, GROUP))  # [rows, columns/64, 32]
+        groups = torch.stack([pairs & 15, pairs >> 4], 2).flatten(1, 2).float() - 8
+    return (groups * scales).flatten(1).to(dtype)
 
 
 def quantized_linear(
@@ -116,19 +136,23 @@ def quantized_linear(
     combine: str = "store",
     run: int = 256,
 ) -> Tensor:
-    """activation(x W^T + bias) for many rows, W int8, int8_rows or int4.
+    """activation(x W^T + bias) for many rows x, with W in int8, int8_rows or int4.
 
-    Runs of 64 numbers of a row of x are rounded to int8 with a scale of their own: the result of a row depends on that
-    row alone. With int8_rows they may be longer, which is up to a quarter faster and coarser.
+    Blocks of 64 elements of a row of x are quantised to integers with one scale each, so the result of a row does not
+    depend on the other rows. With int8_rows the blocks may be longer, which is up to a quarter faster but less
+    accurate.
 
     Args:
-        x: [...,columns], fp32 or bf16; bias: [rows] or None.
-        activation: one of ACTIVATIONS; gelu is the erf form.
-        out: [...,rows] in the dtype of x, contiguous; combine: "store", "add" to it or "multiply" into it.
-        run: most numbers that share a scale, 64 to 256.
+        x: [...,columns], fp32 or bf16, on the CPU.
+        matrix: W [rows,columns]; columns is a multiple of 64.
+        bias: [rows] or None, any float dtype.
+        activation: a key of ACTIVATIONS; gelu is the erf form.
+        out: [...,rows] in the dtype of x, contiguous: where to write the result.
+        combine: "store" the result in `out`, "add" it to `out` or "multiply" `out` by it.
+        run: the largest block length, in elements: 64 to 256.
 
     Returns:
-        [...,rows] in the dtype of x: `out`, where it is given.
+        [...,rows] in the dtype of x; `out` if it was passed.
 
     Raises:
         RuntimeError: no C++ library. ValueError: shapes or dtypes that do not fit.
@@ -150,22 +174,31 @@ def quantized_linear(
         )
     rows = _native.rows(x.flatten(0, -2) if x.ndim > 1 else x[None])
     M = rows.shape[0]
-    scratch = torch.empty(_native.library.nx_cpu_quantized_linear_scratch(M, K) + 64, dtype=torch.uint8)
-    held = None if bias is None else _native.vector(bias)
+    w = _native.structure("matrix", matrix.data, matrix.scales)
+    wide_bias = None if bias is None else _native.vector(bias)
     _native.call(
-        "quantized_linear", x.dtype, out, rows, matrix.data, matrix.scales, held,
-        scratch.data_ptr() + -scratch.data_ptr() % 64, M, N, K, PRECISIONS[matrix.precision], ACTIVATIONS[activation],
-        _COMBINE[combine], rows.stride(0), N, run,
+        "quantized_linear", x.dtype, out, rows, w, wide_bias, _native.quantized_linear_scratch(M, K), M, N, K,
+        PRECISIONS[matrix.precision], ACTIVATIONS[activation], COMBINATIONS[combine], rows.stride(0), N, run,
     )  # fmt: skip
     return out
 
 
 def multiply(x: Tensor, matrix: Matrix, bias: Tensor | None = None) -> Tensor:
-    """x [...,columns] W^T + bias in the dtype of x, for many rows at a time, on the form that decoding uses."""
+    """x W^T + bias for many rows x, on the copy of the weights that decoding uses.
+
+    Args:
+        x: [...,columns], fp32 or bf16, on the CPU.
+        matrix: W [rows,columns], any format.
+        bias: [rows] or None, any float dtype.
+
+    Returns:
+        [...,rows] in the dtype of x.
+    """
     if matrix.scales is not None:
         return quantized_linear(x, matrix, bias, run=BLOCK)
-    weight, wide = matrix.data, None if bias is None else bias.to(x.dtype)
+    weight = matrix.data
+    bias = None if bias is None else bias.to(x.dtype)
     if x.dtype == weight.dtype == torch.float32 and torch.backends.mkldnn.is_available() and x.numel():
-        # oneDNN instead of MKL, which leaves AVX-512 alone on some processors: half the time.
-        return torch.ops.mkldnn._linear_pointwise(x, weight, wide, "none", [], "")
-    return torch.nn.functional.linear(x, weight.to(x.dtype), wide)
+        # oneDNN takes half the time of MKL, which does not use AVX-512 on some processors.
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return torch.nn.functional.linear(x, weight.to(x.dtype), bias)

@@ -1,17 +1,16 @@
-"""Softmax attention of short sequences on a CPU: scores in fp32 that never leave the cache, any strides.
+"""Softmax attention on the C++ library, for sequences of a few dozen to a few hundred positions.
 
-PyTorch's own attention is made for long ones; between a few dozen and a few hundred positions most of its time goes to
-copies and passes over the scores.
+The scores stay in the CPU's cache, in fp32; the tensors may have any strides. PyTorch's attention is optimised for
+long sequences: at these lengths it spends most of its time on copies and on passes over the scores.
 """
 
-import torch
 from torch import Tensor
 
 from ... import _native
 
 
 def serves(*tensors: Tensor | None) -> bool:
-    """Whether `attention` takes these: fp32 or bf16 on a CPU, and the C++ library is there."""
+    """Whether `attention` supports these tensors: all fp32 or all bf16, on the CPU, with the C++ library."""
     return (
         _native.library is not None
         and all(t is None or t.device.type == "cpu" for t in tensors)
@@ -26,21 +25,22 @@ def attention(
     bias: Tensor | None = None,
     *,
     scale: float | None = None,
-    sees: int = 0,
+    causal_offset: int = 0,
     out: Tensor | None = None,
 ) -> Tensor:
     """softmax(scale q k^T + bias) v.
 
     Args:
-        q: [n,H,M,d]; k, v: [n,H,T,d], fp32 or bf16 on the CPU, any strides (a group of heads may share keys by a
-            stride of 0).
-        bias: [w,H,M,T] in the dtype of q, or what expands to it; item i of the batch has bias i % w.
-        scale: default d ** -0.5.
-        sees: row m sees the first sees + m keys alone; 0: all of them.
-        out: [n,H,M,d], where the result goes; its last stride is 1.
+        q: [n,H,M,d], fp32 or bf16 on the CPU, any strides.
+        k: [n,H,T,d], in the dtype of q, any strides: heads of a group share keys with a stride of 0.
+        v: [n,H,T,d], like k.
+        bias: broadcastable to [w,H,M,T], in the dtype of q; item i of the batch uses bias i % w.
+        scale: factor of the scores; default: d ** -0.5.
+        causal_offset: if not 0, query m attends to the first causal_offset + m keys only.
+        out: [n,H,M,d], in the dtype of q, last stride 1: where to write the result.
 
     Returns:
-        [n,H,M,d]: `out`, or a view of a new [n,M,H,d].
+        [n,H,M,d] in the dtype of q: `out`, or a view of a new tensor [n,M,H,d].
 
     Raises:
         RuntimeError: no C++ library. ValueError: shapes or dtypes that do not fit.
@@ -63,11 +63,11 @@ def attention(
         except RuntimeError as error:
             raise ValueError(f"want a bias [w,{H},{M},{T}], got {list(bias.shape)}") from error
     q, k, v = (_native.rows(t) for t in (q, k, v))
-    size = _native.library.nx_cpu_attention_scratch(T, d)
-    scratch = torch.empty(size + 64, dtype=torch.uint8)
+    biases = 1 if bias is None else len(bias)
+    strides = [stride for t in (out, q, k, v) for stride in t.stride()[:3]]
+    bias_strides = (0, 0, 0) if bias is None else bias.stride()[:3]
     _native.call(
-        "attention", q.dtype, out, q, k, v, bias, scratch.data_ptr() + -scratch.data_ptr() % 64,
-        n, H, M, T, d, 1 if bias is None else len(bias), sees, *(s for t in (out, q, k, v) for s in t.stride()[:3]),
-        *((0, 0, 0) if bias is None else bias.stride()[:3]), d**-0.5 if scale is None else scale,
+        "attention", q.dtype, out, q, k, v, bias, _native.attention_scratch(T, d),
+        n, H, M, T, d, biases, causal_offset, *strides, *bias_strides, d**-0.5 if scale is None else scale,
     )  # fmt: skip
     return out

@@ -9,6 +9,7 @@ from ... import _native
 def expert_gate_cpu(
     experts: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, pooled: bool
 ) -> tuple[Tensor, Tensor]:
+    """experts [B,E,T,H] -> out [B,T,H], or [B,H] if pooled, and gates [B,E] fp32. See `op.expert_gate`."""
     B, E, T, H = experts.shape
     experts, w1, w2 = _native.rows(experts), w1.contiguous(), w2.contiguous()
     b1, b2 = _native.vector(b1), _native.vector(b2)

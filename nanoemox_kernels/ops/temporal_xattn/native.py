@@ -8,6 +8,7 @@ from .reference import FoldedTemporalXattn
 
 
 def temporal_xattn_cpu(x: Tensor, weights: FoldedTemporalXattn) -> tuple[Tensor, Tensor]:
+    """x [B,T,C] -> tokens [B,M,W] and attention [B,heads,M,T] fp32. See `op.temporal_xattn`."""
     B, T, C = x.shape
     heads, M, _ = weights.scores.shape
     P, W = weights.mix.shape[0], weights.project.shape[0]
@@ -18,7 +19,7 @@ def temporal_xattn_cpu(x: Tensor, weights: FoldedTemporalXattn) -> tuple[Tensor,
     attention = torch.empty(B, heads, M, T)
     scratch = torch.empty(B * M * (heads * C + P))
     _native.call(
-        "temporal_xattn", x.dtype, tokens, attention, scratch, x, scores, mix, mix_bias, project, project_bias,
-        B, T, C, M, heads, P, W, *x.stride()[:2],
+        "temporal_xattn", x.dtype, tokens, attention, scratch, x, scores, mix, mix_bias,
+        project, project_bias, B, T, C, M, heads, P, W, *x.stride()[:2],
     )  # fmt: skip
     return tokens, attention
