@@ -12,6 +12,8 @@ from . import _native
 
 _lib = torch.library.Library("nanoemox", "DEF")
 _KERNELS: dict[str, set[str]] = {}
+# Op -> its implementation on CUDA, for what looks at launches without a GPU (aot.py).
+CUDA_IMPLEMENTATIONS: dict[str, Callable] = {}
 # What the Triton kernels take; anything else goes to the definition, which takes everything.
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -46,8 +48,10 @@ def register(
     name = schema.partition("(")[0]
     _lib.define(schema)
     _lib.impl(name, reference, "CompositeExplicitAutograd")
-    if cuda is not None and _triton():
-        _lib.impl(name, cuda, "CUDA")
+    if cuda is not None:
+        CUDA_IMPLEMENTATIONS[name] = cuda
+        if _triton():
+            _lib.impl(name, cuda, "CUDA")
     if cpu is not None and _native.library is not None:
         _lib.impl(name, cpu, "CPU")
     torch.library.register_fake(f"nanoemox::{name}", fake, lib=_lib)

@@ -1,23 +1,32 @@
-"""Compiles every Triton kernel ahead of time at the model's shapes, without a GPU: `python -m nanoemox_kernels.aot`.
+"""Compiles every Triton kernel ahead of time at the model's shapes, without a GPU: `python -m
+nanoemox_kernels.aot`.
 
-A row per kernel and architecture: registers, shared memory, spills, 128-bit loads, predicted occupancy, and the bytes
-that one call must move with the time that takes an RTX 4090 at 1008 GB/s. Nothing here is a measurement.
-"""
+The ops are called as the model calls them for one clip (shapes.py), on tensors without memory, and their
+launches are recorded in place of being run. A row per launch and architecture: registers, shared memory,
+spills, 128-bit loads, predicted occupancy, and the bytes of the tensors that the launch is given, with the
+time that an RTX 4090 needs for them at 1008 GB/s. A tensor counts whole and once, also where a launch reads
+and writes it or reads a row of it alone. Nothing here is a measurement."""
 
 import json
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from ._aot_cases import BF16, FP32, Case, cases
+from . import _tuning
+from ._library import CUDA_IMPLEMENTATIONS
+from .shapes import cases
 
+BF16, FP32 = torch.bfloat16, torch.float32
 # Per SM: registers, threads, shared memory in bytes, blocks (CUDA programming guide, compute capabilities).
 ARCHITECTURES = {
     "sm_80": (65536, 2048, 167_936, 32),
@@ -29,7 +38,23 @@ _POINTERS = {BF16: "*bf16", torch.float16: "*fp16", FP32: "*fp32"}
 
 
 @dataclass(frozen=True)
+class Launch:
+    """One launch of a kernel: a value for every argument, tensors for pointers."""
+
+    kernel: Any
+    arguments: dict[str, Any]
+
+    @property
+    def moved(self) -> int:
+        """Bytes of the tensors that it is given, each counted once."""
+        tensors = {id(value): value for value in self.arguments.values() if isinstance(value, Tensor)}
+        return sum(tensor.nbytes for tensor in tensors.values())
+
+
+@dataclass(frozen=True)
 class Row:
+    """One launch compiled for one architecture. `kernel` is the case of shapes.py and the kernel's name."""
+
     kernel: str
     arch: str
     registers: int
@@ -46,7 +71,8 @@ def specialise(kernel: Any, arguments: dict[str, Any]) -> tuple[Any, dict[str, i
     """(source, options) for triton.compile, as a launch with these arguments would have them.
 
     Args:
-        arguments: by name, num_warps and num_stages among them; a pointer is a tensor, or the dtype of an aligned one.
+        arguments: by name, num_warps and num_stages among them; a pointer is a tensor, or the dtype of an
+            aligned one.
     """
     from triton.compiler import ASTSource
 
@@ -73,19 +99,75 @@ def specialise(kernel: Any, arguments: dict[str, Any]) -> tuple[Any, dict[str, i
     return source, {key: arguments[key] for key in ("num_warps", "num_stages") if key in arguments}
 
 
-def compile_case(case: Case, arch: str) -> Row:
-    """Compile one kernel for `arch` and read its resources off the machine code."""
+class _ToLaunchers(TorchDispatchMode):
+    """Sends our ops to their CUDA implementation, on whatever device their tensors are."""
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        namespace, _, name = function._schema.name.partition("::")
+        if namespace == "nanoemox":
+            return CUDA_IMPLEMENTATIONS[name](*args, **(kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+
+@contextmanager
+def recorded_launches() -> Iterator[list[Launch]]:
+    """Ops that are called inside, on meta tensors, launch nothing: their launches are appended to the list.
+
+    Launch settings are those for any GPU, whatever GPU is in the machine. For a process of its own: it
+    replaces Triton's launch and the count of GPUs until the end."""
+    from triton.runtime.jit import JITFunction
+
+    launches: list[Launch] = []
+
+    def record(kernel: Any, *args: Any, grid: Any, warmup: bool, **named: Any) -> None:
+        launches.append(Launch(kernel, dict(zip(kernel.arg_names, args, strict=False)) | named))
+
+    run, count = JITFunction.run, _tuning._count
+    JITFunction.run, _tuning._count = record, lambda: 0  # type: ignore[assignment]
+    try:
+        with torch.inference_mode(), _ToLaunchers():
+            yield launches
+    finally:
+        JITFunction.run, _tuning._count = run, count
+
+
+def model_launches() -> dict[str, Launch]:
+    """Every launch of every case of shapes.py for one clip in bf16, by the case and the kernel's name."""
+    named: dict[str, Launch] = {}
+    for case in cases(1, BF16, device="meta"):
+        with recorded_launches() as launches:
+            case.ours(*case.inputs)
+        names = [launch.kernel.__name__ for launch in launches]
+        for number, launch in enumerate(launches):
+            repeated = names.count(names[number]) > 1
+            suffix = f" {names[:number].count(names[number]) + 1}" if repeated else ""
+            named[f"{case.name}: {names[number].lstrip('_')}{suffix}"] = launch
+    return named
+
+
+def compile_launch(name: str, launch: Launch, arch: str) -> Row:
+    """Compile one launch for `arch` and read its resources off the machine code."""
     import triton
     from triton.backends.compiler import GPUTarget
 
-    source, options = specialise(case.kernel, case.arguments)
+    source, options = specialise(launch.kernel, launch.arguments)
     compiled = triton.compile(source, target=GPUTarget("cuda", int(arch[3:]), 32), options=options)
-    registers, spills, wide, loads = _read(compiled.asm["cubin"])
+    registers, spills, wide_loads, loads = _read(compiled.asm["cubin"])
     shared, warps = compiled.metadata.shared, compiled.metadata.num_warps
     return Row(
-        case.name, arch, registers, shared, spills, wide, loads, occupancy(arch, registers, shared, warps), case.moved,
-        case.moved / RTX4090_BANDWIDTH * 1e6,
-    )  # fmt: skip
+        name,
+        arch,
+        registers,
+        shared,
+        spills,
+        wide_loads,
+        loads,
+        occupancy(arch, registers, shared, warps),
+        launch.moved,
+        launch.moved / RTX4090_BANDWIDTH * 1e6,
+    )
 
 
 def _read(cubin: bytes) -> tuple[int, int, int, int]:
@@ -123,7 +205,9 @@ def occupancy(arch: str, registers: int, shared: int, warps: int) -> float:
 
 
 def table() -> list[Row]:
-    return [compile_case(case, arch) for case in cases() for arch in ARCHITECTURES]
+    """A row per launch and architecture."""
+    launches = model_launches()
+    return [compile_launch(name, launch, arch) for name, launch in launches.items() for arch in ARCHITECTURES]
 
 
 def main() -> None:
@@ -131,10 +215,12 @@ def main() -> None:
     if "--json" in sys.argv[1:]:
         print(json.dumps([asdict(row) for row in rows]))
         return
-    print("kernel                arch    regs   smem spills 128-bit  occup.      bytes  4090 us")
+    width = max(len(row.kernel) for row in rows) + 2
+    print(f"{'launch':<{width}}arch    regs   smem spills 128-bit  occup.      bytes  4090 us")
     for r in rows:
+        loads = f"{r.wide_loads}/{r.loads}"
         print(
-            f"{r.kernel:<22}{r.arch:<7}{r.registers:>5}{r.shared:>7}{r.spills:>7}{f'{r.wide_loads}/{r.loads}':>8}"
+            f"{r.kernel:<{width}}{r.arch:<7}{r.registers:>5}{r.shared:>7}{r.spills:>7}{loads:>8}"
             f"{r.occupancy:>8.0%}{r.moved:>11,}{r.floor_us:>9.2f}"
         )
 
