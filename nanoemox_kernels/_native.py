@@ -14,28 +14,30 @@ from torch import Tensor
 
 _PATH = Path(__file__).parent / "libnanoemox_cpu.so"
 _ABI = 4  # NX_ABI_VERSION of the header
-# The structures of csrc/include/nanoemox.h without their prefix nx_, in the order of the header. A field is an int64,
-# a pointer (*), a double (~) or a matrix (name:matrix). tests/ops/test_native.py compares them with the header.
+# The structures of csrc/include/nanoemox.h without their prefix nx_, in the order of the header. A field is
+# an int64, a pointer (*), a double (~) or a matrix (name:matrix). tests/ops/test_native.py compares them with
+# the header.
 STRUCTURES = {
     "expert_gate_args": "dtype *out *gates *experts *w1 *b1 *w2 *b2 *scratch B E T H pooled stride_b stride_e"
     " stride_t",
     "expert_fusion_args": "dtype *token *gates *attention *scratch *audio *vision *audio_weight *audio_bias"
     " *vision_weight *qkv *query_bias *out *out_bias *norm *norm_bias *hidden *hidden_bias *last *last_bias"
     " *gate_hidden *gate_hidden_bias *gate *gate_bias *project *project_bias B Ta Tv E Da Dv H heads W ~eps",
-    "temporal_xattn_args": "dtype *tokens *attention *scratch *x *scores *mix *mix_bias *project *project_bias"
-    " B T C M heads P W stride_b stride_t",
+    "temporal_xattn_args": "dtype *tokens *attention *scratch *x *scores *mix *mix_bias *project"
+    " *project_bias B T C M heads P W stride_b stride_t",
     "residual_norm_args": "dtype *y *hidden *update *weight *bias R N D hidden_stride_r hidden_stride_n"
     " update_stride_r update_stride_n ~eps",
     "tap_pool_args": "dtype *out *hidden R N D mean out_stride_r hidden_stride_r hidden_stride_n ~weight",
-    "attention_args": "dtype *out *q *k *v *bias *scratch n H M T d w causal_offset out_n out_h out_m q_n q_h q_m"
-    " k_n k_h k_t v_n v_h v_t bias_w bias_h bias_m ~scale",
+    "attention_args": "dtype *out *q *k *v *bias *scratch n H M T d w causal_offset out_n out_h out_m q_n q_h"
+    " q_m k_n k_h k_t v_n v_h v_t bias_w bias_h bias_m ~scale",
     "matrix": "*data *scales",
-    "quantized_linear_args": "dtype *out *x w:matrix *bias *scratch M N K precision activation combine stride_x"
-    " stride_out run",
-    "engine_layer": "q:matrix k:matrix v:matrix o:matrix gate:matrix up:matrix down:matrix *input_norm *post_norm"
-    " *bias *o_bias *gate_bias *up_bias *down_bias",
-    "engine_config": "precision kv_precision head_precision dtype layers width mlp heads kv_heads head_size vocab"
-    " slots capacity threads *layer *norm head:matrix *exact_head *embedding *cosines *sines *keys *values ~eps",
+    "quantized_linear_args": "dtype *out *x w:matrix *bias *scratch M N K precision activation combine"
+    " stride_x stride_out run",
+    "engine_layer": "q:matrix k:matrix v:matrix o:matrix gate:matrix up:matrix down:matrix *input_norm"
+    " *post_norm *bias *o_bias *gate_bias *up_bias *down_bias",
+    "engine_config": "precision kv_precision head_precision dtype layers width mlp heads kv_heads head_size"
+    " vocab slots capacity threads *layer *norm head:matrix *exact_head *embedding *cosines *sines *keys"
+    " *values ~eps",
 }
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}  # NX_F32, NX_BF16
 
@@ -133,7 +135,13 @@ def takes(*tensors: Tensor | None) -> bool:
 
 
 def structure(name: str, *values: Value, **fields: Value) -> ctypes.Structure:
-    """A structure of STRUCTURES. Tensors and arrays are passed as pointers: the caller must keep them alive."""
+    """Create a structure of STRUCTURES.
+
+    Args:
+        name: a key of STRUCTURES.
+        values, fields: the fields by position or by name. Tensors and arrays become pointers, so the
+            caller must keep them alive.
+    """
     named = {label: _field(value) for label, value in fields.items()}
     return _types[name](*map(_field, values), **named)
 
@@ -173,7 +181,7 @@ def call(name: str, dtype: torch.dtype, *values: Value) -> None:
 
 
 def engine_create(config: ctypes.Structure) -> int:
-    """Create a decode engine from an engine_config; returns its handle. Raises ValueError if it is rejected."""
+    """Create a decode engine and return its handle. Raises ValueError if the library rejects the config."""
     handle = _loaded().nx_engine_create(config)
     if handle is None:
         raise ValueError(_loaded().nx_last_error().decode())
@@ -190,7 +198,7 @@ def engine_step(
     logits: int,
     best: int,
 ) -> None:
-    """Run nx_engine_step; tensors are passed as addresses. Raises ValueError if the arguments are rejected."""
+    """Run nx_engine_step; tensors are passed as addresses. Raises ValueError if it rejects the arguments."""
     if _loaded().nx_engine_step(handle, batch, slots, positions, ids, embedded, logits, best):
         raise ValueError(_loaded().nx_last_error().decode())
 

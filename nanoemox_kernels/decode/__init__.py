@@ -1,1 +1,1 @@
-"""Decode engines: a whole step of a language model."""
+"""Decode engines: one call runs a whole decoding step of a language model."""

@@ -1,8 +1,8 @@
 """The decode engine: one C call per token runs every layer of a qwen2 or llama language model on the CPU.
 
-The engine takes tensors and sizes and knows no model folder. A batch has up to as many sequences as the engine has
-slots. Each sequence occupies a slot of a static cache, which the caller fills with the keys (after the rotary
-embedding) and values of the prompt. csrc/include/nanoemox.h describes the call.
+The engine takes tensors and sizes and knows no model folder. A batch has at most as many sequences as the
+engine has slots. Each sequence occupies a slot of a static cache, which the caller fills with the keys (after
+the rotary embedding) and values of the prompt. csrc/include/nanoemox.h describes the call.
 """
 
 from collections.abc import Sequence
@@ -97,11 +97,13 @@ class DecodeEngine:
             embedding: [vocab,width], fp32 or bf16; its dtype is the dtype of the cache.
             cosines, sines: the rotary table, [capacity,head_size/2] by position.
             shape: the sizes.
-            exact_head: [vocab,width] in the dtype of the embedding: recomputes the best logits of an int8 head.
+            exact_head: [vocab,width] in the dtype of the embedding: recomputes the best logits of an int8
+                head.
             threads: default: as many as PyTorch uses.
 
         Raises:
-            RuntimeError: no C++ library. ValueError: shapes or formats that do not fit.
+            RuntimeError: no C++ library.
+            ValueError: shapes or formats that do not fit.
         """
         self._handle: int | None = None
         self._tensors: list[Tensor] = []  # keeps alive what the library points to
@@ -179,11 +181,12 @@ class DecodeEngine:
             slots: the cache slot of each sequence; default: 0 to B - 1.
 
         Returns:
-            logits [B,vocab] fp32, overwritten by the next step, and best [B] int64, the first index of the highest
-            logit.
+            logits [B,vocab] fp32, overwritten by the next step, and best [B] int64, the first index of the
+            highest logit.
 
         Raises:
-            ValueError: the cache is full, or a slot or token does not exist. RuntimeError: the engine is closed.
+            ValueError: the cache is full, or a slot or token does not exist.
+            RuntimeError: the engine is closed.
         """
         if self._handle is None:
             raise RuntimeError("this decode engine is closed")
@@ -199,16 +202,10 @@ class DecodeEngine:
             embedded = tokens.float().contiguous()
         else:
             ids = _native.int64_array([int(token) for token in tokens])
-        _native.engine_step(
-            self._handle,
-            B,
-            _native.int64_array(range(B) if slots is None else slots),
-            _native.int64_array(positions),
-            ids,
-            None if embedded is None else embedded.data_ptr(),
-            self._logits.data_ptr(),
-            self._best.data_ptr(),
-        )
+        slot_array = _native.int64_array(range(B) if slots is None else slots)
+        rows = None if embedded is None else embedded.data_ptr()
+        results = self._logits.data_ptr(), self._best.data_ptr()
+        _native.engine_step(self._handle, B, slot_array, _native.int64_array(positions), ids, rows, *results)
         return self._logits[:B], self._best[:B]
 
     def close(self) -> None:

@@ -1,1 +1,1 @@
-"""Linear layers: quantised weights and their products, and cuBLASLt on a share of a GPU."""
+"""Linear layers: quantised weights and their products; cuBLASLt on part of a GPU."""

@@ -1,7 +1,7 @@
 """Weight matrices in fp32, bf16, int8 or int4 and their products with many rows.
 
-Prefill and decoding share one copy of the weights. csrc/include/nanoemox.h defines the formats (`nx_matrix`) and the
-product (`nx_quantized_linear_args`).
+Prefill and decoding share one copy of the weights. csrc/include/nanoemox.h defines the formats (`nx_matrix`)
+and the product (`nx_quantized_linear_args`).
 """
 
 from typing import NamedTuple
@@ -138,9 +138,9 @@ def quantized_linear(
 ) -> Tensor:
     """activation(x W^T + bias) for many rows x, with W in int8, int8_rows or int4.
 
-    Blocks of 64 elements of a row of x are quantised to integers with one scale each, so the result of a row does not
-    depend on the other rows. With int8_rows the blocks may be longer, which is up to a quarter faster but less
-    accurate.
+    Blocks of 64 elements of a row of x are quantised to integers with one scale each, so the result of a row
+    does not depend on the other rows. With int8_rows the blocks may be longer, which is up to a quarter
+    faster but less accurate.
 
     Args:
         x: [...,columns], fp32 or bf16, on the CPU.

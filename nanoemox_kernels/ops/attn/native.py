@@ -1,7 +1,8 @@
 """Softmax attention on the C++ library, for sequences of a few dozen to a few hundred positions.
 
-The scores stay in the CPU's cache, in fp32; the tensors may have any strides. PyTorch's attention is optimised for
-long sequences: at these lengths it spends most of its time on copies and on passes over the scores.
+The scores stay in the CPU's cache, in fp32; the tensors may have any strides. PyTorch's attention is
+optimised for long sequences: at these lengths it spends most of its time on copies and on passes over the
+scores.
 """
 
 from torch import Tensor
