@@ -1,8 +1,10 @@
-"""`pytest benchmarks/ --benchmark-only`: every case runs its implementations in turn, round by round, in one process.
+"""`pytest benchmarks/ --benchmark-only`: every case runs its implementations in turn, round by round, in one
+process.
 
-Two numbers that must not be mixed: the call (wall time, one synchronisation a call) and, on a GPU, the device (CUDA
-events behind a flushed L2). Shares are of the ceilings probed in the same rounds: a copy for bytes, a bfloat16 matrix
-product for FLOPs; on a CPU, whose last-level cache holds an op's weights, a share may pass 100 %.
+Two numbers that must not be mixed: the call (wall time, one synchronisation a call) and, on a GPU, the device
+(CUDA events behind a flushed L2). Shares are of the ceilings probed in the same rounds: a copy for bytes, a
+bfloat16 matrix product for FLOPs; on a CPU, whose last-level cache holds an op's weights, a share may pass
+100 %.
 """
 
 import statistics
@@ -128,9 +130,8 @@ def pytest_terminal_summary(terminalreporter, config):
     for row in _TABLE:
         times = "  ".join(f"{name} {value:.0f}" for name, value in row["us"].items())
         ratios = "  ".join(f"{name} {value:.2f}x" for name, value in list(row["ratio"].items())[1:])
-        devices = "  ".join(f"{name} {value:.0f}" for name, value in row.get("device_us", {}).items())
-        terminalreporter.write_line(
-            f"{row['case']:<34} {times} | {ratios} | {f'device: {devices} | ' if devices else ''}{row['share']:.0%}"
-        )
+        device_times = "  ".join(f"{name} {value:.0f}" for name, value in row.get("device_us", {}).items())
+        device = f"device: {device_times} | " if device_times else ""
+        terminalreporter.write_line(f"{row['case']:<34} {times} | {ratios} | {device}{row['share']:.0%}")
     if path := config.getoption("--results"):
         write(path, _TABLE)

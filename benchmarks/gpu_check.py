@@ -1,8 +1,7 @@
 """`python benchmarks/gpu_check.py`: is it right on this GPU, and how fast? One command, under ten minutes.
 
-Every check first, then every timing. Writes a JSON file with a row a result, after each of them, and prints a table
-last. Exit status 1 if a check failed; timings are taken all the same, and marked.
-"""
+Every check first, then every timing. Writes a JSON file with a row a result, after each of them, and prints a
+table last. Exit status 1 if a check failed; timings are taken all the same, and marked."""
 
 import argparse
 import os
@@ -14,21 +13,23 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the tree itself, installed or not
 
+from common.results import gpu_results_path, machine
 from gpu import checks, ncu, speed
-from gpu.run import Row, Run, Step, guarded, itself, origin, results_path
+from gpu.run import Row, Run, Step, guarded, itself
 
 STEPS: dict[str, list[tuple[str, Step]]] = {
     "correctness": [
-        ("tests/ops on the GPU; model.encode fast against slow (demo fp32 and bf16, true size bf16, random weights);"
-         " compute-sanitizer memcheck and racecheck on every op at small shapes", checks.correctness),
+        ("tests/ops on the GPU; model.encode fast against slow (demo fp32 and bf16, true size bf16, random"
+         " weights); compute-sanitizer memcheck and racecheck on every op, small sizes", checks.correctness),
     ],
     "speed": [
         ("ceilings: a copy's bandwidth, bf16 matmul", speed.ceilings),
-        (f"every op in bf16, batch {speed.BATCHES}: ours, eager, torch.compile; call and device time", speed.ops),
+        (f"every op in bf16, batch {speed.BATCHES}: ours, eager, torch.compile; call and device time",
+         speed.ops),
     ],
     "encoders": [
-        (f"encoders in bf16, batch {speed.ENCODER_BATCHES}: reference eager, compiled, fast, fast in a CUDA graph;"
-         " time over the floor, peak memory, kernels a call", speed.encoders),
+        (f"encoders in bf16, batch {speed.ENCODER_BATCHES}: reference eager, compiled, fast, fast in a CUDA"
+         " graph; time over the floor, peak memory, kernels a call", speed.encoders),
     ],
     "ncu": [("our kernels' bandwidth, occupancy and stalls, batch 1 and 8; the longest first", ncu.ncu)],
 }  # fmt: skip
@@ -74,8 +75,8 @@ def main() -> int:
             ncu.profile(int(args.profile))
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        path = args.out or results_path(torch.cuda.get_device_name())
-        run = Run(path, origin(args.commit), args.minutes, Path(folder))
+        path = args.out or gpu_results_path(torch.cuda.get_device_name())
+        run = Run(path, machine(args.commit), args.minutes, Path(folder))
         compilers = [compiler(what) for what in WARM if ("speed" if what == "ops" else "encoders") in chosen]
         for name in chosen:
             if name in ("speed", "encoders"):
@@ -105,7 +106,8 @@ def finish(process: subprocess.Popen, seconds: float) -> None:
 def table(run: Run) -> Iterator[str]:
     """What to read first."""
     source = run.origin
-    yield f"\n{source['machine']}, torch {source['torch']}, Triton {source['triton']}, driver {source['driver']}"
+    versions = f"torch {source['torch']}, Triton {source['triton']}, driver {source['driver']}"
+    yield f"\n{source['machine']}, {versions}"
     failed = [row for row in run.rows if row.get("ok") is False]
     judged = sum("ok" in row for row in run.rows)
     yield f"checks: {judged - len(failed)} of {judged} passed" + (

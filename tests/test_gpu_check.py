@@ -67,7 +67,8 @@ def test_results_are_on_disk_after_every_row_and_in_the_table(tmp_path, capsys):
     assert read["from"] == source and not read["correct"] and len(read["rows"]) == 4 and read["ceilings"]
     text = "\n".join(table(a_run))
     for piece in (
-        "checks: 1 of 2 passed", "FAILED op expert_gate", "EVERY TIME", "9 passed", "3000 GB/s", "ours 4.0 (20)",
+        "checks: 1 of 2 passed", "FAILED op expert_gate", "EVERY TIME", "9 passed", "3000 GB/s",
+        "ours 4.0 (20)",
         "compiled: no time left", "left out: sanitizer racecheck: no compute", "fast 3.00 (2.00x) 4 MB",
     ):  # fmt: skip
         assert piece in text, text
@@ -85,9 +86,11 @@ LONG = """==PROF== Connected to process 1
 "ID","Process ID","Kernel Name","Grid Size","Metric Name","Metric Unit","Metric Value"
 "0","1","_tap_pool(x)","(8, 4, 1)","gpu__time_duration.sum","ns","5,120"
 "0","1","_tap_pool(x)","(8, 4, 1)","dram__throughput.avg.pct_of_peak_sustained_elapsed","%","41.5"
-"0","1","_tap_pool(x)","(8, 4, 1)","smsp__average_warps_issue_stalled_wait_per_issue_active.ratio","inst","1.5"
+"0","1","_tap_pool(x)","(8, 4, 1)","smsp__average_warps_issue_stalled_wait_per_issue_active.ratio",\
+"inst","1.5"
 """
-WIDE = """"ID","Kernel Name","Grid Size","gpu__time_duration.sum","dram__throughput.avg.pct_of_peak_sustained_elapsed"
+WIDE = """"ID","Kernel Name","Grid Size","gpu__time_duration.sum",\
+"dram__throughput.avg.pct_of_peak_sustained_elapsed"
 "","","","ns","%"
 "0","_tap_pool","(8, 4, 1)","5120","41.5"
 """
@@ -163,7 +166,10 @@ time_conv_fwd(*inputs("time_conv one tap"), 1, 1, 0, 0, True)
 
 
 def test_every_launch_packs_its_arguments_for_the_sm_89_entry():
-    """What tests/ops/test_gpu.py hands to the driver on a GPU: a value for every parameter, scratch pointers after."""
+    """What tests/ops/test_gpu.py hands to the driver on a GPU:
+
+    a value for every parameter, scratch pointers after.
+    """
     pytest.importorskip("triton")
     done = run(sys.executable, "-W", "ignore", "-c", PACKS.replace("tests", str(ROOT / "tests")))
     assert done.returncode == 0, done.stderr
@@ -185,5 +191,6 @@ def test_every_launch_packs_its_arguments_for_the_sm_89_entry():
 
 def test_our_kernels_have_names():
     pytest.importorskip("triton")
-    code = f"import sys; sys.path.append({str(ROOT / 'benchmarks')!r}); from gpu import ncu; print(ncu.kernel_names())"
+    folder = str(ROOT / "benchmarks")
+    code = f"import sys; sys.path.append({folder!r}); from gpu import ncu; print(ncu.kernel_names())"
     assert "'_fusion_token'" in run(sys.executable, "-W", "ignore", "-c", code).stdout

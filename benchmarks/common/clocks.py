@@ -27,7 +27,10 @@ def wall(call: Call, rounds: int = 50) -> float:
 
 
 def between_events(call: Call, rounds: int = 50, before: Call = lambda: None) -> list[float]:
-    """Seconds of each call between two events on the device; `before` runs outside of them. One synchronisation."""
+    """Seconds of each call between two events on the device; `before` runs outside of them.
+
+    One synchronisation.
+    """
     pairs = []
     for _ in range(rounds):
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -41,7 +44,10 @@ def between_events(call: Call, rounds: int = 50, before: Call = lambda: None) ->
 
 
 def capture(call: Call, repeats: int = 1) -> torch.cuda.CUDAGraph:
-    """A CUDA graph of a call that has been warmed, or of several in a row. What it returns is kept by nobody."""
+    """A CUDA graph of a call that has been warmed, or of several in a row.
+
+    What it returns is kept by nobody.
+    """
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for _ in range(repeats):
@@ -94,7 +100,10 @@ def kernels(call: Call) -> dict[str, int]:
 
 
 def ceilings() -> dict[str, float]:
-    """What this GPU does, the best of twenty: bytes a second of a copy, both ways counted; bf16 FLOP a second."""
+    """What this GPU does, the best of twenty: bytes a second of a copy, both ways counted;
+
+    bf16 FLOP a second.
+    """
     source = torch.randn(1 << 28, device="cuda")  # 1 GiB
     target = torch.empty_like(source)
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))

@@ -1,9 +1,8 @@
-"""`python benchmarks/cpu/answer.py`: a clip to an answer of 64 tokens on the CPU, beside the reference, adapters merged.
+"""`python benchmarks/cpu/answer.py`: a clip to an answer of 64 tokens, beside the reference, adapters merged.
 
-The true size with random weights, one process, rounds of all forms in turn with a read-bandwidth probe among them;
-medians. `--dtype fp32` times encoders and prefill alone. Also: six tasks of one clip by `answer_all` and one by one,
-and the time of a token that is not the engine's.
-"""
+The true size with random weights, one process, rounds of all forms in turn with a read-bandwidth probe among
+them; medians. `--dtype fp32` times encoders and prefill alone. Also: six tasks of one clip by `answer_all`
+and one by one, and the time of a token that is not the engine's."""
 
 import argparse
 import statistics

@@ -1,9 +1,9 @@
-"""`python benchmarks/cpu/endurance.py [--requests 10000]`: many requests of one process, and what they leave behind.
+"""`python benchmarks/cpu/endurance.py [--requests 10000]`: many requests of one process, and what they leave
+behind.
 
-Greedy, drawn, batched, cancelled and failing requests in turn, of the demo's language model, on clips and on prompts
-alone; prints resident memory and threads every tenth part. Ends with status 1 where either grew after the first tenth,
-memory by more than 8 MiB.
-"""
+Greedy, drawn, batched, cancelled and failing requests in turn, of the demo's language model, on clips and on
+prompts alone; prints resident memory and threads every tenth part. Ends with status 1 where either grew after
+the first tenth, memory by more than 8 MiB."""
 
 import argparse
 import random

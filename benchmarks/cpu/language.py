@@ -1,9 +1,10 @@
-"""`python benchmarks/cpu/language.py`: decode and prefill of the true-size language model on the CPU, beside Hugging Face.
+"""`python benchmarks/cpu/language.py`: decode and prefill of the true-size language model, beside Hugging
+Face.
 
-Random weights, one process, rounds of all forms in turn with a read-bandwidth probe among them; medians. A share is
-the bytes that a token must read, over its time, over the probe of the same round; 20 ms lie between probe and step, in
-which the probe's threads come to rest. `--busy N` times a step of each form beside N foreign busy processes too.
-"""
+Random weights, one process, rounds of all forms in turn with a read-bandwidth probe among them; medians. A
+share is the bytes that a token must read, over its time, over the probe of the same round; 20 ms lie between
+probe and step, in which the probe's threads come to rest. `--busy N` times a step of each form beside N
+foreign busy processes too."""
 
 import argparse
 import multiprocessing
@@ -70,7 +71,10 @@ def twin(language: LanguageModel, quantize: str | None) -> EngineLanguage:
 
 
 def token_bytes(config: LanguageConfig, form: str) -> float:
-    """What a token of one sequence must read: the layers' matrices (keys' and values' in bf16) and the head (int8)."""
+    """What a token of one sequence must read:
+
+    the layers' matrices (keys' and values' in bf16) and the head (int8).
+    """
     c = config
     blocks = c.layers * c.hidden_size * (2 * c.heads * c.head_dim + 3 * c.mlp_size)
     keys_and_values = 2 * c.layers * c.hidden_size * c.kv_heads * c.head_dim

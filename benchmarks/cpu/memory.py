@@ -1,8 +1,10 @@
-"""`python benchmarks/cpu/memory.py`: peak memory of an encoder call beyond the weights, 12 and 24 layers, both forms.
+"""`python benchmarks/cpu/memory.py`: peak memory of an encoder call beyond the weights, 12 and 24 layers,
+both forms.
 
-Each figure is from a process of its own: the peak of resident memory (VmHWM, reset right before the call) less what was
-resident then, the model loaded and every weight touched by a first call on one frame or window. The allocator is
-told to give freed memory back at once, so that what is alive counts, not what an earlier call left in the heap.
+Each figure is from a process of its own: the peak of resident memory (VmHWM, reset right before the call)
+less what was resident then, the model loaded and every weight touched by a first call on one frame or window.
+The allocator is told to give freed memory back at once, so that what is alive counts, not what an earlier
+call left in the heap.
 """
 
 import argparse

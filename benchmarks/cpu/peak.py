@@ -1,8 +1,8 @@
-"""`python benchmarks/cpu/peak.py`: peak memory of a model of the true size that is loaded and answers, over its weights.
+"""`python benchmarks/cpu/peak.py`: peak memory of a true-size model that loads and answers, over its weights.
 
-Each form in a process of its own: the largest resident memory (VmHWM) less what was resident after the imports, from
-`nanoemox.load` to the end of an answer of 64 tokens about a clip. Weights count as they are held. "from int8" loads
-a bundle that was saved quantised; random weights.
+Each form in a process of its own: the largest resident memory (VmHWM) less what was resident after the
+imports, from `nanoemox.load` to the end of an answer of 64 tokens about a clip. Weights count as they are
+held. "from int8" loads a bundle that was saved quantised; random weights.
 """
 
 import argparse

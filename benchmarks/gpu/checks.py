@@ -18,7 +18,10 @@ _TAIL = 4000  # characters of a failed command's output that are kept
 
 
 def tests(run: Run) -> Row:
-    """The kernels' test suite: error rule, gradients, opcheck, fullgraph, graphs, streams, sm_89 machine code."""
+    """The kernels' test suite:
+
+    error rule, gradients, opcheck, fullgraph, graphs, streams, sm_89 machine code.
+    """
     arguments = [sys.executable, "-m", "pytest", "tests/ops", "-p", "no:cacheprovider", "--tb=short"]
     arguments += ["--ignore", "tests/ops/test_native.py"]  # the C++ kernels, which see no GPU
     if find_spec("xdist"):  # nearly all of the time goes into compiling kernels
@@ -53,7 +56,10 @@ def plain_smoke(run: Run) -> Row:
 
 
 def sanitizer(run: Run, kind: str) -> Row:
-    """compute-sanitizer over `smoke`. Every tensor has an allocation of its own, so that overruns are seen."""
+    """compute-sanitizer over `smoke`.
+
+    Every tensor has an allocation of its own, so that overruns are seen.
+    """
     row: Row = {"step": "sanitizer", "name": kind}
     path = tool("compute-sanitizer")
     if path is None:
@@ -74,10 +80,11 @@ def _why(status: int, output: str) -> Row:
 def encode(run: Run) -> Iterator[Row]:
     """model.encode, fast against the reference, on clips of random frames and sound, together and one alone.
 
-    The error rule of the tests: against a reference of higher precision (fp64 for fp32, fp32 for bf16) a stream of the
-    fast model may err twice as much as that of the reference in the same dtype, plus one ulp of the peak. In fp32,
-    where all err by a few ulps and chance decides which stream is lucky, the reference's worst stream sets the limit.
-    """
+    The error rule of the tests: against a reference of higher precision (fp64 for fp32, fp32 for bf16) a
+        stream of the
+    fast model may err twice as much as that of the reference in the same dtype, plus one ulp of the peak. In
+    fp32, where all err by a few ulps and chance decides which stream is lucky, the reference's worst stream
+    sets the limit."""
     torch.backends.cudnn.allow_tf32 = False  # convolutions of the fp32 reference are exact then
     clips = [random_clip(seed) for seed in range(4)]
     for name, dtype in (("demo", "float32"), ("demo", "bfloat16"), ("nano-emox-2.2b", "bfloat16")):
@@ -95,10 +102,14 @@ def encode(run: Run) -> Iterator[Row]:
                 error = apart(got[stream], exact[stream])
                 alike = got[stream].shape == low[stream].shape and got[stream].dtype == low[stream].dtype
                 yield {
-                    "step": "encode", "name": f"{name} {dtype} {stream}{said}", "ok": alike and error <= limit,
-                    "error": error, "reference_error": own[stream], "limit": limit,
+                    "step": "encode",
+                    "name": f"{name} {dtype} {stream}{said}",
+                    "ok": alike and error <= limit,
+                    "error": error,
+                    "reference_error": own[stream],
+                    "limit": limit,
                     "fast_from_slow": apart(got[stream], low[stream]),
-                }  # fmt: skip  # (a NaN is not ok)
+                }  # (a NaN is not ok)
         del exact_model, models
 
 

@@ -11,10 +11,23 @@ from .run import Row, Run, command, itself, tool
 
 _STALL = "smsp__average_warps_issue_stalled_{}_per_issue_active.ratio"
 _STALLS = (
-    "barrier", "branch_resolving", "dispatch_stall", "drain", "imc_miss", "lg_throttle", "long_scoreboard",
-    "math_pipe_throttle", "membar", "mio_throttle", "no_instruction", "not_selected", "short_scoreboard", "sleeping",
-    "tex_throttle", "wait",
-)  # fmt: skip
+    "barrier",
+    "branch_resolving",
+    "dispatch_stall",
+    "drain",
+    "imc_miss",
+    "lg_throttle",
+    "long_scoreboard",
+    "math_pipe_throttle",
+    "membar",
+    "mio_throttle",
+    "no_instruction",
+    "not_selected",
+    "short_scoreboard",
+    "sleeping",
+    "tex_throttle",
+    "wait",
+)
 _METRICS = {
     "ns": "gpu__time_duration.sum",
     "dram_percent": "dram__throughput.avg.pct_of_peak_sustained_elapsed",
@@ -75,9 +88,22 @@ def ncu(run: Run) -> Iterator[Row]:
         with tempfile.TemporaryDirectory() as folder:
             log = Path(folder, "log")
             arguments = [
-                path, "--csv", "--print-units", "base", "--clock-control", "none", "--profile-from-start", "off",
-                "--kernel-name", names, "--metrics", metrics, "--log-file", str(log), *itself("--profile", str(B)),
-            ]  # fmt: skip
+                path,
+                "--csv",
+                "--print-units",
+                "base",
+                "--clock-control",
+                "none",
+                "--profile-from-start",
+                "off",
+                "--kernel-name",
+                names,
+                "--metrics",
+                metrics,
+                "--log-file",
+                str(log),
+                *itself("--profile", str(B)),
+            ]
             status, output = command(arguments, run.left())
             output += log.read_text() if log.is_file() else ""
         launches = read(output)

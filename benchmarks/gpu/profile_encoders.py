@@ -1,7 +1,7 @@
 """`python benchmarks/gpu/profile_encoders.py`: which kernels the fast encoders' device time goes to.
 
-Random weights at true size in bf16, no CUDA graph, batch 1 and 8: a table of the longest kernels a part, in device
-microseconds a call, and the sum over all of them. Needs a GPU; --out also writes the rows as JSON.
+Random weights at true size in bf16, no CUDA graph, batch 1 and 8: a table of the longest kernels a part, in
+device microseconds a call, and the sum over all of them. Needs a GPU; --out also writes the rows as JSON.
 """
 
 import argparse

@@ -1,9 +1,10 @@
-"""What the steps of gpu_check share: the results file, the deadline, the tools beside Python, the models under test."""
+"""What the steps of gpu_check share:
+
+the results file, the deadline, the tools beside Python, the models under test.
+"""
 
 import json
 import os
-import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -11,12 +12,9 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import torch
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu_check.py"
@@ -46,41 +44,6 @@ def command(arguments: list[str], seconds: float, **env: str) -> tuple[int, str]
 def itself(*arguments: str) -> list[str]:
     """The command that runs gpu_check in a process of its own."""
     return [sys.executable, str(SCRIPT), *arguments]
-
-
-def origin(commit: str | None) -> Row:
-    """What a number means nothing without; `commit` where the tree that was copied here is no repository."""
-    from common.results import machine
-
-    try:
-        found = machine()
-    except FileNotFoundError:  # no git here
-        import triton
-
-        found = {
-            "machine": torch.cuda.get_device_name(), "python": platform.python_version(), "torch": torch.__version__,
-            "triton": triton.__version__,
-        }  # fmt: skip
-    smi, driver = tool("nvidia-smi"), ""
-    if smi is not None:
-        driver = (
-            command([smi, "--query-gpu=driver_version", "--format=csv,noheader"], 30)[1]
-            .strip()
-            .split("\n")[0]
-        )
-    return {
-        **found, "driver": driver, "cuda": torch.version.cuda, "commit": commit or found.get("commit"),
-        "date": date.today().isoformat(),
-    }  # fmt: skip
-
-
-def results_path(gpu: str) -> Path:
-    return (
-        ROOT
-        / "benchmarks"
-        / "results"
-        / f"{re.sub(r'[^A-Za-z0-9]+', '-', gpu)}-{date.today().isoformat()}.json"
-    )
 
 
 class Run:

@@ -21,10 +21,10 @@ ENCODER_BATCHES = (1, 8)
 _RESERVE = 150  # seconds that the ops leave to the encoders and ncu
 METHOD = {
     "call_us, ms": "wall clock of a call with one synchronisation behind it, median",
-    "device_us": "events around a CUDA graph of one call, L2 overwritten before each replay, median; eager likewise",
+    "device_us": "events around a CUDA graph of one call, L2 overwritten before each replay, median",
     "device_hot_us": "events around a CUDA graph of ten calls, over ten, median",
     "smallest_graph_us": "device_us of a graph of one kernel on one number: the least that this clock shows",
-    "share": "floor over device_us; the floor is the larger of bytes over copy bandwidth and FLOP over matmul rate",
+    "share": "floor over device_us; floor: the larger of bytes over bandwidth and FLOP over matmul rate",
 }
 
 
@@ -90,7 +90,10 @@ def _op(run: Run, case: Case, B: int, device: timing.Device) -> Row:
 
 
 def close(got: tuple[Tensor, ...], want: tuple[Tensor, ...]) -> bool:
-    """Within 2 % of the peak, which no right bf16 result misses; the error rule itself is the test suite's."""
+    """Within 2 % of the peak, which no right bf16 result misses;
+
+    the error rule itself is the test suite's.
+    """
     pairs = [(g.float(), w.float()) for g, w in zip(got, want, strict=True)]
     return all(bool((g - w).abs().max() <= 0.02 * w.abs().max()) for g, w in pairs)
 
@@ -189,7 +192,10 @@ def _keep(graphs: list[torch.cuda.CUDAGraph], call: timing.Call) -> None:
 
 
 def warm(what: str) -> None:
-    """Compile what the timings will want into PyTorch's cache on disk; many processes do it while the checks run."""
+    """Compile what the timings will want into PyTorch's cache on disk;
+
+    many processes do it while the checks run.
+    """
     if what == "ops":
         for B in BATCHES:
             torch.compiler.reset()

@@ -3,7 +3,7 @@ nanoemox_kernels/configs/<GPU>.json.
 
 The file is data to review and commit; it is written after every kernel. A kernel is timed through the op
 calls of nanoemox_kernels/shapes.py that launch it, for 1 and 8 clips, in device time. A setting replaces the
-present one only if it is faster by more than 3 % over all of these calls together. """
+present one only if it is faster by more than 3 % over all of these calls together."""
 
 import argparse
 import itertools

@@ -1,6 +1,8 @@
-"""Memory and time of a training step of every stage, beside the dry run's estimate; random weights, the sample clip.
+"""Memory and time of a training step of every stage, beside the dry run's estimate; random weights, the
+sample clip.
 
-    python benchmarks/train/train_step.py [--preset nano-emox-2.2b] [--steps 12] [--batch 3] [--no-cache] [--fsdp] [--liger]
+    python benchmarks/train/train_step.py [--preset nano-emox-2.2b] [--steps 12] [--batch 3] [--no-cache]
+    [--fsdp] [--liger]
 
 Prints one JSON line a stage. Seconds are the median of the second half of the steps.
 """
