@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import transformers
 
-from nanoemox_kernels import probe
+from nanoemox_kernels import is_tuned, probe
 from nanoemox_kernels.linear.quantized import BLOCK
 
 from .. import __version__
@@ -50,6 +50,7 @@ def describe_bundle(
         "transformers": transformers.__version__,
         "device": str(chosen_device),
         "dtype": _name(chosen_dtype),
+        "settings": _settings(chosen_device),
         "fast": parts if fast else dict.fromkeys(parts, "reference (--no-fast)"),
         "model": config.name,
         "folder": str(folder),
@@ -64,6 +65,14 @@ def describe_bundle(
     if engine:
         description["decode"] = _decode(config, sizes, quantize)
     return description
+
+
+def _settings(device: torch.device) -> str:
+    """Whether the launch settings of the kernels were tuned on this GPU."""
+    if device.type != "cuda":
+        return f"not needed on {device.type}"
+    gpu = torch.cuda.get_device_name(device)
+    return f"tuned on {gpu}" if is_tuned(device) else f"default: none are tuned on {gpu}"
 
 
 def _shapes(config: NanoEmoXConfig, folder: Path) -> Shapes:
