@@ -1,4 +1,4 @@
-"""Small media files made on the spot, and what a plain sequential decode sees in them."""
+"""Writes small media files for tests, and decodes files in plain order for comparison."""
 
 import math
 from fractions import Fraction
@@ -10,7 +10,7 @@ from av.video.reformatter import Interpolation
 
 
 def picture(i: int, width: int, height: int) -> np.ndarray:
-    """Frame i: smooth shades that tell frames and directions apart."""
+    """Frame i: smooth shades by which frames and directions can be distinguished."""
     y, x = np.mgrid[0:height, 0:width]
     image = np.stack(
         [x * 255 / max(width - 1, 1), y * 255 / max(height - 1, 1), 0 * x + (37 * i) % 256], axis=-1
@@ -80,7 +80,7 @@ def tone(count: int, rate: int, hertz: float = 220.0) -> np.ndarray:
 
 
 def sequential(path: Path) -> list[tuple[float, np.ndarray]]:
-    """Every frame in the order it is shown: (seconds since the file begins, uint8 [3,224,224])."""
+    """Every frame in the order of showing: (seconds from where the file begins, uint8 [3,224,224])."""
     out = []
     with av.open(str(path)) as container:
         begin = (container.start_time or 0) / av.time_base

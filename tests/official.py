@@ -1,4 +1,4 @@
-"""Official-format files at any size: phase checkpoints, base models as they are published. Values from recipe.fill."""
+"""Phase checkpoints and base models as they are published, at any size, with values from recipe.fill."""
 
 import json
 from dataclasses import replace
@@ -25,10 +25,12 @@ from nanoemox.config import (
 
 NARROW = NanoEmoXConfig(
     name="narrow",
-    vision=VisionConfig(hidden_size=32, layers=4, heads=2, mlp_size=64, patch_size=56, taps=(1, 2, 3), feature_layer=3),
+    vision=VisionConfig(
+        hidden_size=32, layers=4, heads=2, mlp_size=64, patch_size=56, taps=(1, 2, 3), feature_layer=3
+    ),
     audio=AudioConfig(
-        hidden_size=32, layers=4, heads=2, mlp_size=64, conv_dim=(16,) * 7, position_kernel=8, position_groups=2,
-        taps=(1, 2, 3), feature_layers=(1, 2, 3, 4),
+        hidden_size=32, layers=4, heads=2, mlp_size=64, conv_dim=(16,) * 7, position_kernel=8,
+        position_groups=2, taps=(1, 2, 3), feature_layers=(1, 2, 3, 4),
     ),
     face=FaceConfig(embed_dim=8, depths=(1, 1, 2, 1), heads=(1, 2, 2, 4), feature_size=16, projector_size=24),
     qformer=QFormerConfig(hidden_size=128, heads=2, mlp_size=96),
@@ -36,7 +38,8 @@ NARROW = NanoEmoXConfig(
     audio_branch=BranchConfig(tokens=6, positions=8),
     fusion=FusionConfig(hidden_size=16, heads=8),
     language=LanguageConfig(
-        vocab_size=400, hidden_size=48, layers=2, heads=4, kv_heads=2, head_dim=12, mlp_size=64, max_positions=2048
+        vocab_size=400, hidden_size=48, layers=2, heads=4, kv_heads=2, head_dim=12, mlp_size=64,
+        max_positions=2048,
     ),
     lora=LoRAConfig(rank=4, alpha=8),
 )  # fmt: skip
@@ -62,9 +65,9 @@ def is_trained(name: str) -> bool:
 
 
 def checkpoint(config: NanoEmoXConfig, path: Path, **changes) -> Path:
-    """A phase-3 file. `changes` maps a trained name to another tensor, or to None to leave it out; new names join."""
-    wanted = tensors(config)
-    model = {name: value(name, shape) for name, shape in wanted.items() if is_trained(name)}
+    """A phase-3 file. `changes` maps a name to another or a new tensor, or to None to leave it out."""
+    expected = tensors(config)
+    model = {name: value(name, shape) for name, shape in expected.items() if is_trained(name)}
     language, width = config.language, config.language.hidden_size
     extras = {
         "llama_model.base_model.model.lm_head.weight": torch.zeros(
@@ -92,30 +95,32 @@ def components(
     config: NanoEmoXConfig, folder: Path, *, old_spelling: bool = False, changes=None
 ) -> dict[str, Path]:
     """The four base models. `changes` maps a published name to another tensor or to None."""
-    wanted, changes = tensors(config), changes or {}
+    expected, changes = tensors(config), changes or {}
     paths = {name: folder / name for name in ("clip", "hubert", "qwen")} | {"facexformer": folder / "face.pt"}
     for name in ("clip", "hubert", "qwen"):
         paths[name].mkdir(parents=True)
 
-    def held(names: dict[str, str], dtype=torch.float32, **more) -> dict[str, torch.Tensor]:
-        out = {theirs: value(official, wanted[official]).to(dtype) for theirs, official in names.items()}
+    def published(names: dict[str, str], dtype=torch.float32, **more) -> dict[str, torch.Tensor]:
+        out = {theirs: value(official, expected[official]).to(dtype) for theirs, official in names.items()}
         out |= more
         out |= {name: new for name, new in changes.items() if name in out or name.startswith("new.")}
         return {name: tensor.contiguous() for name, tensor in out.items() if tensor is not None}
 
     vision, audio, language = config.vision, config.audio, config.language
     text = {"text_model.final_layer_norm.weight": torch.ones(3), "logit_scale": torch.ones(())}
-    save_file(held(strip(wanted, "visual_encoder.model."), **text), paths["clip"] / "model.safetensors")
+    vision_tensors = published(strip(expected, "visual_encoder.model."), **text)
+    save_file(vision_tensors, paths["clip"] / "model.safetensors")
     _config(
         paths["clip"], model_type="clip",
         vision_config={
-            "hidden_size": vision.hidden_size, "num_hidden_layers": vision.layers, "num_attention_heads": vision.heads,
-            "intermediate_size": vision.mlp_size, "patch_size": vision.patch_size, "hidden_act": "quick_gelu",
-            "image_size": vision.image_size, "layer_norm_eps": 1e-5,
+            "hidden_size": vision.hidden_size, "num_hidden_layers": vision.layers,
+            "num_attention_heads": vision.heads, "intermediate_size": vision.mlp_size,
+            "patch_size": vision.patch_size, "hidden_act": "quick_gelu", "image_size": vision.image_size,
+            "layer_norm_eps": 1e-5,
         },
     )  # fmt: skip
 
-    names = strip(wanted, "acoustic_encoder.model.")
+    names = strip(expected, "acoustic_encoder.model.")
     if old_spelling:
         spelling = {
             "parametrizations.weight.original0": "weight_g",
@@ -123,9 +128,9 @@ def components(
         }
         for new, old in spelling.items():
             names = {name.replace(new, old): official for name, official in names.items()}
-        torch.save(held(names), paths["hubert"] / "pytorch_model.bin")
+        torch.save(published(names), paths["hubert"] / "pytorch_model.bin")
     else:
-        save_file(held(names), paths["hubert"] / "model.safetensors")
+        save_file(published(names), paths["hubert"] / "model.safetensors")
     _config(
         paths["hubert"], model_type="hubert", hidden_size=audio.hidden_size, num_hidden_layers=audio.layers,
         num_attention_heads=audio.heads, intermediate_size=audio.mlp_size, conv_dim=list(audio.conv_dim),
@@ -135,22 +140,23 @@ def components(
     )  # fmt: skip
     (paths["hubert"] / "preprocessor_config.json").write_text(json.dumps({"do_normalize": True}))
 
-    face = held(strip(wanted, "facial_encoder.facexformer."), **{"face_decoder.x": torch.zeros(2)})
+    face = published(strip(expected, "facial_encoder.facexformer."), **{"face_decoder.x": torch.zeros(2)})
     torch.save({"state_dict_backbone": face}, paths["facexformer"])
 
     base = {
         theirs.replace(".base_layer", ""): official
-        for theirs, official in strip(wanted, "llama_model.base_model.model.").items()
+        for theirs, official in strip(expected, "llama_model.base_model.model.").items()
         if ".lora_" not in theirs
     }
-    qwen = held(base, torch.bfloat16)
+    qwen = published(base, torch.bfloat16)
     half = len(qwen) // 2
     for i, part in enumerate((list(qwen)[:half], list(qwen)[half:]), 1):
         save_file({name: qwen[name] for name in part}, paths["qwen"] / f"model-{i:05}-of-00002.safetensors")
     _config(
         paths["qwen"], model_type="qwen2", vocab_size=language.vocab_size, hidden_size=language.hidden_size,
-        num_hidden_layers=language.layers, num_attention_heads=language.heads, num_key_value_heads=language.kv_heads,
-        intermediate_size=language.mlp_size, rms_norm_eps=1e-6, rope_theta=1e6, tie_word_embeddings=True,
+        num_hidden_layers=language.layers, num_attention_heads=language.heads,
+        num_key_value_heads=language.kv_heads, intermediate_size=language.mlp_size, rms_norm_eps=1e-6,
+        rope_theta=1e6, tie_word_embeddings=True,
         max_position_embeddings=language.max_positions, use_sliding_window=False,
     )  # fmt: skip
     _tokenizer(paths["qwen"])

@@ -1,7 +1,7 @@
-"""Deterministic numbers by integer hashing, the same on every machine: weights and inputs of the parity fixtures.
+"""Weights and inputs of the parity fixtures: numbers by integer hashing, the same on every machine.
 
-A value depends on (salt, key, position) alone: crc32 of salt and key seeds a splitmix64 counter stream, whose top 53
-bits become a number uniform on [-sqrt(3), sqrt(3)).
+A value depends only on (salt, key, position): crc32 of salt and key seeds a splitmix64 counter stream, whose
+top 53 bits become a number uniform on [-sqrt(3), sqrt(3)).
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Configurations: presets, JSON and back, and mistakes told by their key."""
+"""Configurations: presets, JSON and back, and mistakes named by their key."""
 
 from dataclasses import replace
 
@@ -41,7 +41,7 @@ def test_json_and_back(name, tmp_path):
         ({"audio": {"hidden_size": 768}, "fusion": {"type": "densemoe"}}, "encoders of one width"),
     ],
 )
-def test_mistakes_are_told_by_their_key(values, match):
+def test_mistakes_are_named_by_their_key(values, match):
     with pytest.raises(UsageError, match=match):
         NanoEmoXConfig.from_dict(values)
 

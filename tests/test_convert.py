@@ -34,14 +34,14 @@ def bundles(files, tmp_path_factory):
 
 
 def test_every_value_arrives_under_its_official_name(bundles):
-    held = load_file(bundles["keep"] / "model.safetensors")
-    wanted = official.tensors(NARROW)
-    assert set(held) == set(wanted)
-    for name, shape in wanted.items():
-        want = official.value(name, shape)
+    tensors = load_file(bundles["keep"] / "model.safetensors")
+    shapes = official.tensors(NARROW)
+    assert set(tensors) == set(shapes)
+    for name, shape in shapes.items():
+        expected = official.value(name, shape)
         if name.startswith("llama_model.") and ".lora_" not in name:
-            want = want.bfloat16().float()  # the language model is published in bf16
-        assert torch.equal(held[name], want), name
+            expected = expected.bfloat16().float()  # the language model is published in bf16
+        assert torch.equal(tensors[name], expected), name
 
 
 def test_sizes_are_read_off_the_files(bundles):
@@ -174,8 +174,8 @@ def test_what_is_ambiguous_is_refused(files, tmp_path):
     with pytest.raises(CheckpointError, match="qwen could be any of .*other"):
         convert(checkpoint=files["checkpoint"], components=tmp_path, out=tmp_path / "b", config=NARROW)
     double = official.components(NARROW, tmp_path / "base")["hubert"]
-    held = load_file(double / "model.safetensors")
-    save_file(held | {"hubert.encoder.layer_norm.bias": torch.zeros(32)}, double / "model.safetensors")
+    tensors = load_file(double / "model.safetensors")
+    save_file(tensors | {"hubert.encoder.layer_norm.bias": torch.zeros(32)}, double / "model.safetensors")
     with pytest.raises(CheckpointError, match="a second time"):
         parts = files["components"] | {"hubert": double}
         convert(checkpoint=files["checkpoint"], components=parts, out=tmp_path / "b", config=NARROW)
@@ -199,8 +199,8 @@ def test_damaged_pickles(files, tmp_path):
                 out=tmp_path / "b",
                 config=NARROW,
             )
-    for held in ([1], {"model": {3: torch.zeros(1)}}, {"weights": {}}):
-        torch.save(held, tmp_path / "x.pth")
+    for content in ([1], {"model": {3: torch.zeros(1)}}, {"weights": {}}):
+        torch.save(content, tmp_path / "x.pth")
         with pytest.raises(CheckpointError, match="is this the right file"):
             convert(
                 checkpoint=tmp_path / "x.pth",

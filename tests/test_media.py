@@ -1,4 +1,4 @@
-"""read_clip against a plain sequential decode, on the files people have and the ones they should not."""
+"""read_clip against a plain sequential decode, for many codecs, containers and rates."""
 
 import re
 import struct
@@ -18,10 +18,10 @@ from nanoemox.media.survey import survey
 
 
 def check_frames(path, clip, start=0.0, end=float("inf")):
-    shown = [(t, image) for t, image in sequential(path) if start <= t < end]
-    wanted = [shown[i] for i in frame_indices(len(shown))]
-    assert clip.frame_times == pytest.approx([t for t, _ in wanted], abs=1e-6)
-    for got, (_, image) in zip(clip.frames, wanted, strict=True):
+    frames = [(time, image) for time, image in sequential(path) if start <= time < end]
+    expected = [frames[i] for i in frame_indices(len(frames))]
+    assert clip.frame_times == pytest.approx([time for time, _ in expected], abs=1e-6)
+    for got, (_, image) in zip(clip.frames, expected, strict=True):
         assert np.abs(got.astype(int) - image).mean() <= 2
 
 
@@ -95,16 +95,15 @@ def test_a_part_of_a_clip(tmp_path):
 def test_display_matrix(matrix, turn, tmp_path):
     plain = write_video(tmp_path / "plain.mp4", 8, size=(96, 64))
     data = bytearray(plain.read_bytes())
-    at = (
-        data.index(b"tkhd") + 4 + 40
-    )  # version and flags, then times, id, duration, layer: the matrix is at byte 40
+    # Version and flags, then times, id, duration, layer: the matrix is at byte 40 of the box.
+    at = data.index(b"tkhd") + 4 + 40
     a, b, c, d = (v << 16 for v in matrix)
     data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     turned = tmp_path / "turned.mp4"
     turned.write_bytes(data)
-    want = turn(nanoemox.read_clip(plain).frames[3].transpose(1, 2, 0))
+    expected = turn(nanoemox.read_clip(plain).frames[3].transpose(1, 2, 0))
     got = nanoemox.read_clip(turned).frames[3].transpose(1, 2, 0)
-    assert np.abs(got.astype(int) - want).mean() <= 2
+    assert np.abs(got.astype(int) - expected).mean() <= 2
 
 
 @pytest.mark.parametrize("rate", [8000, 11025, 16000, 44100, 44101, 48000, 96000])
@@ -118,8 +117,8 @@ def test_a_tone_survives_any_rate(rate, tmp_path):
     assert clip.window_starts == window_starts(total)
     ideal = tone(total + 32000, 16000)
     for row, start in zip(clip.audio, clip.window_starts, strict=True):
-        want = ideal[start : start + 32000]
-        assert np.abs(row - (want - want.mean()))[50:-50].max() < 2e-3
+        expected = ideal[start : start + 32000]
+        assert np.abs(row - (expected - expected.mean()))[50:-50].max() < 2e-3
         assert abs(row.mean()) < 1e-6
 
 
@@ -140,8 +139,8 @@ def test_channels_are_averaged_in_any_sample_type(codec, format, dtype, scale, t
         tmp_path / "x.wav", samples.astype(dtype), 16000, layout="5.1", codec=codec, format=format
     )
     clip = nanoemox.read_clip(path)
-    want = mix.mean(0)[:32000]
-    assert np.abs(clip.audio[0] - (want - want.mean())).max() < (0.01 if dtype == np.uint8 else 1e-4)
+    expected = mix.mean(0)[:32000]
+    assert np.abs(clip.audio[0] - (expected - expected.mean())).max() < (0.01 if dtype == np.uint8 else 1e-4)
 
 
 def test_a_part_of_the_sound_is_exact_to_the_sample(tmp_path):
@@ -176,7 +175,7 @@ def test_short_and_long_sound(tmp_path):
 
 
 def test_files_that_begin_late_or_early(tmp_path):
-    """The first frame is kept whatever the clock says; a part is counted from where the file begins."""
+    """The first frame is taken at any clock; a part is counted from where the file begins."""
     for name, codec, first in (
         ("late.mkv", "mpeg4", 10_000),
         ("odd.ts", "libx264", 1_466),
@@ -206,17 +205,17 @@ def test_seeking_never_shows_half_a_picture(tmp_path):
 def test_video_without_times_is_cut_by_its_pace(tmp_path):
     path = write_video(tmp_path / "x.h264", 50, codec="libx264", rate=25, bf=0)
     clip, part = nanoemox.read_clip(path), nanoemox.read_clip(path, start=1.0, end=1.4)
-    shown = [image for _, image in sequential(path)]
-    assert len(shown) == 50 and clip.duration == pytest.approx(2.0, abs=0.05)
+    images = [image for _, image in sequential(path)]
+    assert len(images) == 50 and clip.duration == pytest.approx(2.0, abs=0.05)
     for got, i in zip(part.frames, [25 + k * 10 // 8 for k in range(8)], strict=True):
-        assert np.abs(got.astype(int) - shown[i]).mean() <= 2
+        assert np.abs(got.astype(int) - images[i]).mean() <= 2
     assert part.frame_times[0] == pytest.approx(1.0)
 
 
 def test_a_picture_with_exif(tmp_path):
     plain = write_video(tmp_path / "x.jpg", 1, codec="mjpeg", pix_fmt="yuvj420p", f="image2").read_bytes()
-    want = nanoemox.read_clip(tmp_path / "x.jpg").frames
-    assert (want == want[0]).all()
+    expected = nanoemox.read_clip(tmp_path / "x.jpg").frames
+    assert (expected == expected[0]).all()
     upright = {1: lambda i: i, 2: np.fliplr, 3: lambda i: np.rot90(i, 2), 5: lambda i: i.transpose(1, 0, 2)}
     for orientation, turn in upright.items():
         tag = struct.pack("<HHIHH", 0x112, 3, 1, orientation, 0)
@@ -224,7 +223,7 @@ def test_a_picture_with_exif(tmp_path):
         data = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(app1) + 2) + app1 + plain[2:]
         (tmp_path / "exif.jpg").write_bytes(data)
         got = nanoemox.read_clip(tmp_path / "exif.jpg").frames[0].transpose(1, 2, 0)
-        assert np.abs(got.astype(int) - turn(want[0].transpose(1, 2, 0))).mean() <= 2, orientation
+        assert np.abs(got.astype(int) - turn(expected[0].transpose(1, 2, 0))).mean() <= 2, orientation
 
 
 def test_a_stream_that_cannot_be_decoded_counts_as_absent(tmp_path):

@@ -1,4 +1,4 @@
-"""Files that nobody should have: each costs an error and nothing else, whatever it holds, names or does."""
+"""Damaged and hostile files: each is an error and has no other effect."""
 
 import os
 import shutil
@@ -70,7 +70,8 @@ def test_limits(tmp_path):
     [
         "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{url}\n#EXT-X-ENDLIST\n",
         "ffconcat version 1.0\nfile {url}\n",
-        '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"><Period><AdaptationSet mimeType="video/mp4">'
+        '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"><Period>'
+        '<AdaptationSet mimeType="video/mp4">'
         "<Representation><BaseURL>{url}</BaseURL></Representation></AdaptationSet></Period></MPD>",
         "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nm=video {port} RTP/AVP 96\n",
     ],
@@ -88,14 +89,14 @@ def test_playlists_are_refused_without_a_connection(text, tmp_path):
 
 
 def workers() -> set[int]:
-    found = set()
+    processes = set()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if b"nanoemox.media.child" in (folder / "cmdline").read_bytes():
-                found.add(int(folder.name))
+                processes.add(int(folder.name))
         except OSError:
             pass
-    return found
+    return processes
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")

@@ -31,9 +31,9 @@ def bundle(tmp_path):
 
 
 def rewrite(folder, change):
-    held = load_file(folder / WEIGHTS)
-    change(held)
-    save_file(held, folder / WEIGHTS)
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS)
 
 
 def outputs(model, clip):
@@ -92,15 +92,15 @@ def test_wrong_keys_are_named(bundle, change, match):
 
 
 def test_two_files_make_one_model(bundle, sample):
-    held = load_file(bundle / WEIGHTS)
+    tensors = load_file(bundle / WEIGHTS)
     (bundle / WEIGHTS).unlink()
-    names = sorted(held)
-    save_file({n: held[n] for n in names[::2]}, bundle / "a.safetensors")
-    save_file({n: held[n] for n in names[1::2]}, bundle / "b.safetensors")
-    want = nanoemox.load("demo", dtype="float32", device="cpu")
+    names = sorted(tensors)
+    save_file({n: tensors[n] for n in names[::2]}, bundle / "a.safetensors")
+    save_file({n: tensors[n] for n in names[1::2]}, bundle / "b.safetensors")
+    expected = nanoemox.load("demo", dtype="float32", device="cpu")
     got = nanoemox.load(bundle, dtype="float32", device="cpu")
-    assert torch.equal(outputs(want, sample), outputs(got, sample))
-    save_file({names[0]: held[names[0]]}, bundle / "c.safetensors")
+    assert torch.equal(outputs(expected, sample), outputs(got, sample))
+    save_file({names[0]: tensors[names[0]]}, bundle / "c.safetensors")
     with pytest.raises(CheckpointError, match=f"{names[0]} is also in a.safetensors"):
         nanoemox.load(bundle)
 
@@ -238,9 +238,9 @@ def test_mixed_precision_is_saved_as_it_is(tmp_path):
         if ".lora_" in name:
             parameter.data = parameter.data.float() + 1e-5
     model.save(tmp_path / "a")
-    held = load_file(tmp_path / "a" / WEIGHTS)
-    assert {tensor.dtype for name, tensor in held.items() if ".lora_" in name} == {torch.float32}
-    assert held["video_proj.weight"].dtype == torch.bfloat16
+    tensors = load_file(tmp_path / "a" / WEIGHTS)
+    assert {tensor.dtype for name, tensor in tensors.items() if ".lora_" in name} == {torch.float32}
+    assert tensors["video_proj.weight"].dtype == torch.bfloat16
 
 
 PEAK = """
@@ -255,8 +255,8 @@ open("/proc/self/clear_refs", "w").write("5")
 before = status("VmRSS")
 model = nanoemox.load(sys.argv[1], dtype=sys.argv[2], device="cpu")
 language = model.language
-held = [m.data for layer in language.layers for m in layer[:7]]
-for p in [*model.parameters(), *held, language.embedding]: p.sum()
+matrices = [m.data for layer in language.layers for m in layer[:7]]
+for p in [*model.parameters(), *matrices, language.embedding]: p.sum()
 print((status("VmHWM") - before) / (sum(p.nbytes for p in model.parameters()) + language.nbytes))
 """
 

@@ -182,7 +182,7 @@ def answer() -> Drawing:
     """From a clip to an answer (docs/architecture.md section 21)."""
     d = Drawing(1060, 720)
     d.box(20, 20, 330, 58, ["1  read_clip", "media/read.py: checks, starts a child"])
-    d.box(440, 20, 330, 58, ["child process", "media/child.py: Reader.survey, pictures, sound"], "part")
+    d.box(440, 20, 330, 58, ["child process", "media/child.py: survey, pictures, sound"], "part")
     d.arrow((350, 38), (440, 38), label="JSON", at=(395, 32))
     d.arrow((440, 62), (350, 62), label="arrays", at=(395, 76))
     d.box(850, 20, 190, 58, ["Clip", "frames, audio, subtitle"], "data")
