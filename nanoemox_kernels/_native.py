@@ -15,8 +15,8 @@ from torch import Tensor
 _PATH = Path(__file__).parent / "libnanoemox_cpu.so"
 _ABI = 4  # NX_ABI_VERSION of the header
 # The structures of csrc/include/nanoemox.h without their prefix nx_, in the order of the header. A field is
-# an int64, a pointer (*), a double (~) or a matrix (name:matrix). tests/ops/test_native.py compares them with
-# the header.
+# an int64, a pointer (*), a double (~) or a matrix (name:matrix). tests/test_native_library.py compares them
+# with the header.
 STRUCTURES = {
     "expert_gate_args": "dtype *out *gates *experts *w1 *b1 *w2 *b2 *scratch B E T H pooled stride_b stride_e"
     " stride_t",

@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from nanoemox_kernels.decode import cpu_engine as engine
-from nanoemox_kernels.linear import quantized as matrix
+from nanoemox_kernels.linear import quantized
 
 pytestmark = pytest.mark.skipif(engine.why_not() != "", reason=f"no decode engine: {engine.why_not()}")
 
@@ -64,9 +64,9 @@ def test_logits_are_hugging_faces_in_fp32(case):
     ids = torch.randint(0, case[-1], (3, 40))
     exact = model.double()(ids).logits[:, 14:]
     low = model.float()(ids).logits[:, 14:]
-    found = teacher_forced(ours(model), ids, 15)
-    error, own = ((x.double() - exact).abs().max().item() for x in (found, low))
-    assert error <= 2 * own + torch.finfo(torch.float32).eps * 8 * exact.abs().max().item()
+    logits = teacher_forced(ours(model), ids, 15)
+    error, their_error = ((x.double() - exact).abs().max().item() for x in (logits, low))
+    assert error <= 2 * their_error + torch.finfo(torch.float32).eps * 8 * exact.abs().max().item()
 
 
 @torch.inference_mode()
@@ -76,14 +76,14 @@ def test_bf16_errs_no_more_than_hugging_face_and_picks_the_same_tokens(case):
     ids = torch.randint(0, case[-1], (4, 64))
     low = model(ids).logits[:, 14:].float()
     exact = model.float()(ids).logits[:, 14:]
-    found = teacher_forced(ours(model.bfloat16()), ids, 15)
-    own = (low - exact).abs().max().item()
-    assert (found - exact).abs().max().item() <= 1.2 * own
-    # Where the pick differs, the reference's own two candidates lie closer than twice its own error.
-    theirs, mine = low.argmax(-1), found.argmax(-1)
-    gap = low.gather(-1, theirs[..., None]) - low.gather(-1, mine[..., None])
-    assert gap.max().item() <= 2 * own
-    assert (theirs != mine).float().mean().item() < 0.1
+    logits = teacher_forced(ours(model.bfloat16()), ids, 15)
+    their_error = (low - exact).abs().max().item()
+    assert (logits - exact).abs().max().item() <= 1.2 * their_error
+    # Where the tokens differ, the reference's logits of both are closer than twice its error.
+    their_tokens, our_tokens = low.argmax(-1), logits.argmax(-1)
+    gap = low.gather(-1, their_tokens[..., None]) - low.gather(-1, our_tokens[..., None])
+    assert gap.max().item() <= 2 * their_error
+    assert (their_tokens != our_tokens).float().mean().item() < 0.1
 
 
 @torch.inference_mode()
@@ -95,17 +95,15 @@ def test_greedy_text_is_hugging_faces(dtype):
     for seed in range(10):
         torch.manual_seed(seed)
         ids = torch.randint(0, 900, (1, 5 + seed))
-        want = model.generate(
+        expected = model.generate(
             ids, max_new_tokens=32, do_sample=False, output_logits=True, return_dict_in_generate=True
         )
         logits, state = language.start(language.embed(ids))
-        for t, token in enumerate(want.sequences[0, ids.shape[1] :]):
-            if int(logits.argmax()) != int(token):  # counted, and the reference's token is followed
-                two = want.logits[t][0, [int(token), int(logits.argmax())]].float()
-                assert (
-                    dtype == torch.bfloat16
-                    and (two[0] - two[1]).item() <= 0.02 * want.logits[t].abs().max().item()
-                )
+        for t, token in enumerate(expected.sequences[0, ids.shape[1] :]):
+            if int(logits.argmax()) != int(token):  # a near tie in bf16: count it, follow the reference
+                theirs, ours_ = expected.logits[t][0, [int(token), int(logits.argmax())]].float()
+                gap, peak = (theirs - ours_).item(), expected.logits[t].abs().max().item()
+                assert dtype == torch.bfloat16 and gap <= 0.02 * peak
                 ties += 1
             logits = language.step(token[None], state)
     assert ties <= 6  # of 320
@@ -116,36 +114,37 @@ def test_sequences_of_a_batch_do_not_see_each_other_and_the_cache_grows():
     model = hugging_face("llama", 4, 2, 64, True, 300, torch.float32)
     language = ours(model)
     ids = torch.randint(0, 300, (5, 60))
-    together = teacher_forced(language, ids, 10)
+    batch = teacher_forced(language, ids, 10)
     for row in range(5):
         alone = teacher_forced(language, ids[row : row + 1], 10)
-        torch.testing.assert_close(alone[0], together[row], rtol=1e-4, atol=1e-4)
-    # A cache that is full moves into a longer one in the middle of an answer.
+        torch.testing.assert_close(alone[0], batch[row], rtol=1e-4, atol=1e-4)
+    # A full cache is moved into a longer one in the middle of an answer.
     from nanoemox.fast.decode import cpu as decoding
 
     small, decoding._ROOM = decoding._ROOM, 16
     try:
-        torch.testing.assert_close(teacher_forced(ours(model), ids, 10), together, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(teacher_forced(ours(model), ids, 10), batch, rtol=1e-4, atol=1e-4)
     finally:
         decoding._ROOM = small
 
 
-def test_int8_and_int4_stand_for_what_they_say():
+def test_quantised_matrices_and_their_products_are_close_to_the_weight():
     weight = torch.randn(70, 192)
     for form, bound in (("int8", 0.006), ("int8_rows", 0.006), ("int4", 0.15)):
-        quantized = matrix.QUANTIZERS[form](weight)
-        assert quantized.precision == form
-        error = (matrix.dequantize(quantized) - weight).abs().max() / weight.abs().max()
+        matrix = quantized.QUANTIZERS[form](weight)
+        assert matrix.precision == form
+        error = (quantized.dequantize(matrix) - weight).abs().max() / weight.abs().max()
         assert error < bound
         x = torch.randn(9, 192)
-        product = matrix.multiply(x, quantized, torch.ones(70))
-        exact = x.double() @ matrix.dequantize(quantized).double().t() + 1
+        product = quantized.multiply(x, matrix, torch.ones(70))
+        exact = x.double() @ quantized.dequantize(matrix).double().t() + 1
         assert (product - exact).abs().max() < 0.02 * exact.abs().max()
-        assert torch.equal(matrix.dequantize(matrix.QUANTIZERS[form](torch.zeros(2, 64))), torch.zeros(2, 64))
+        zeros = torch.zeros(2, 64)
+        assert torch.equal(quantized.dequantize(quantized.QUANTIZERS[form](zeros)), zeros)
 
 
 def smooth_(model, smoothed, form=lambda part, weight: weight):
-    """Multiply Hugging Face's tensors by their factors; form: what becomes of a matrix then."""
+    """Multiply Hugging Face's tensors by their factors; `form` maps a part's name and matrix to a new matrix."""
     for layer, factors in zip(model.model.layers, smoothed, strict=True):
         parts = {name: getattr(layer.self_attn, f"{name}_proj") for name in "qkvo"}
         parts |= {name: getattr(layer.mlp, f"{name}_proj") for name in ("gate", "up", "down")}
@@ -161,17 +160,17 @@ def smooth_(model, smoothed, form=lambda part, weight: weight):
 @torch.inference_mode()
 @pytest.mark.parametrize(("quantize", "bound"), [("int8", 0.012), ("int4", 0.03)])
 def test_quantised_engine_is_the_model_with_quantised_weights(quantize, bound):
-    """Against Hugging Face with the dequantised matrices: only the activations' rounding is left."""
+    """Against Hugging Face with dequantised matrices, so that only the activations are rounded."""
     model = hugging_face("qwen2", 4, 2, 64, False, 300, torch.float32)
     language = ours(model, quantize)
 
     def form(name, weight):
-        return weight if name in "kv" else matrix.dequantize(matrix.QUANTIZERS[quantize](weight))
+        return weight if name in "kv" else quantized.dequantize(quantized.QUANTIZERS[quantize](weight))
 
     smooth_(model, language.smoothed, form)
     ids = torch.randint(0, 300, (2, 30))
-    want, found = model(ids).logits[:, 9:], teacher_forced(language, ids, 10)
-    assert (found - want).pow(2).mean().sqrt() < bound * want.pow(2).mean().sqrt()
+    expected, logits = model(ids).logits[:, 9:], teacher_forced(language, ids, 10)
+    assert (logits - expected).pow(2).mean().sqrt() < bound * expected.pow(2).mean().sqrt()
 
 
 @torch.inference_mode()
@@ -186,28 +185,28 @@ def test_smoothing_changes_nothing_but_the_sizes_of_columns(kind, heads, kv_head
         for part in (layer.self_attn.v_proj, layer.mlp.up_proj):
             part.weight.mul_(torch.exp(3 * torch.randn(len(part.weight), 1)))
     ids = torch.randint(0, 300, (2, 30))
-    want, smoothing = model(ids).logits, Smoothing(model)
+    expected, smoothing = model(ids).logits, Smoothing(model)
     smoothed = [smoothing.next(layer) for layer in model.model.layers]
     for factors in smoothed:
         for factor in (*factors.rows.values(), *factors.columns.values()):
             assert torch.equal(factor.log2(), factor.log2().round()) and len(factor.unique()) > 2
     smooth_(model, smoothed)
-    assert torch.equal(model(ids).logits, want)  # powers of two
+    assert torch.equal(model(ids).logits, expected)  # powers of two
 
 
 @torch.inference_mode()
 def test_a_batch_of_int8_steps_and_every_instruction_set_agree():
-    """16-bit activations: a step is exact but for the order of its sums."""
+    """With 16-bit activations a step is exact except for the order of its sums."""
     from nanoemox_kernels import _native
 
     model, before = hugging_face("llama", 4, 4, 64, True, 300, torch.float32), _native.isa()
     language, ids = ours(model, "int8"), torch.randint(0, 300, (6,))
-    prompt, found = language.embed(torch.randint(0, 300, (6, 5))), {}
+    prompt, logits = language.embed(torch.randint(0, 300, (6, 5))), {}
     try:
         for isa in _native.isa_levels():
             _, state = language.start(prompt)
             _native.set_isa(isa)
-            found[isa] = language.step(ids, state)
+            logits[isa] = language.step(ids, state)
             _native.set_isa(before)
             language.end(state)
             alone = []
@@ -216,40 +215,40 @@ def test_a_batch_of_int8_steps_and_every_instruction_set_agree():
                 _native.set_isa(isa)
                 alone.append(language.step(ids[row : row + 1], state))
                 _native.set_isa(before)
-            torch.testing.assert_close(torch.cat(alone), found[isa], rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(torch.cat(alone), logits[isa], rtol=1e-3, atol=1e-3)
     finally:
         _native.set_isa(before)
-    for one in found.values():
-        torch.testing.assert_close(one, found[before], rtol=1e-3, atol=1e-3)
+    for other in logits.values():
+        torch.testing.assert_close(other, logits[before], rtol=1e-3, atol=1e-3)
 
 
-def test_what_is_refused():
+def test_invalid_arguments_are_rejected():
     model = hugging_face("qwen2", 4, 4, 64, True, 100, torch.float32)
     language = ours(model)
     _, state = language.start(language.embed(torch.randint(0, 100, (1, 4))))
-    held = language.engine
+    decoder = language.engine
     with pytest.raises(ValueError, match="no such token"):
-        held.step([100], [4])
+        decoder.step([100], [4])
     with pytest.raises(ValueError, match="the cache is full"):
-        held.step([1], [held.shape.capacity])
+        decoder.step([1], [decoder.shape.capacity])
     with pytest.raises(ValueError, match="2 tokens, 1 positions"):
-        held.step([1, 2], [4])
+        decoder.step([1, 2], [4])
     with pytest.raises(ValueError, match=r"rows \[1, 256\], got \[1, 3\]"):
-        held.step(torch.zeros(1, 3), [4])
-    held.close()
+        decoder.step(torch.zeros(1, 3), [4])
+    decoder.close()
     with pytest.raises(RuntimeError, match="closed"):
-        held.step([1], [4])
-    layer, rows = language.layers[0], matrix.quantize_int8_rows(torch.randn(256, 256))
-    for wrong, why in (
+        decoder.step([1], [4])
+    layer, rows = language.layers[0], quantized.quantize_int8_rows(torch.randn(256, 256))
+    for wrong_layer, message in (
         (
-            layer._replace(q=matrix.Matrix(torch.zeros(3, 3))),
+            layer._replace(q=quantized.Matrix(torch.zeros(3, 3))),
             r"q: want a contiguous fp32 \[256, 256\], got \[3, 3\]",
         ),
         (engine.EngineLayer._make([rows] * 7 + [*layer[7:]]), "q: the engine takes int8, not int8_rows"),
     ):
-        with pytest.raises(ValueError, match=f"layer 0 {why}"):
+        with pytest.raises(ValueError, match=f"layer 0 {message}"):
             engine.DecodeEngine(
-                [wrong], language.norm, language.head, language.embedding, *language.rotary(8),
+                [wrong_layer], language.norm, language.head, language.embedding, *language.rotary(8),
                 engine.EngineShape(256, 320, 4, 4, 64, 100, 1e-6, capacity=8),
             )  # fmt: skip
 

@@ -1,15 +1,7 @@
-"""The C++ kernels: every op at every instruction set of this CPU, the library's header, its sanitizers, its threads."""
-
-import os
-import re
-import shutil
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
+"""The C++ kernels: every op at every instruction set of this CPU, against its definition."""
 
 import pytest
 import torch
-from paths import ROOT
 from support import assert_as_good_as, double, random
 
 import nanoemox_kernels as nk
@@ -40,8 +32,8 @@ def dtype(request):
 
 
 def compare(got, low, exact):
-    for one in zip(got, low, exact, strict=True):
-        assert_as_good_as(*one)
+    for triple in zip(got, low, exact, strict=True):
+        assert_as_good_as(*triple)
 
 
 @pytest.mark.parametrize("pooled", [False, True])
@@ -50,8 +42,8 @@ def compare(got, low, exact):
 )
 def test_expert_gate(level, dtype, shape, pooled):
     B, E, T, H = shape
-    made = [(shape, 1), ((H, E * H), (E * H) ** -0.5), ((H,), 1), ((E, H), H**-0.5), ((E,), 1)]
-    args = [random(size, dtype, "cpu", scale) for size, scale in made]
+    sizes = [(shape, 1), ((H, E * H), (E * H) ** -0.5), ((H,), 1), ((E, H), H**-0.5), ((E,), 1)]
+    args = [random(size, dtype, "cpu", scale) for size, scale in sizes]
     low, exact = (gate_reference.expert_gate(*a, pooled=pooled) for a in (args, double(args)))
     compare(nk.expert_gate(*args, pooled=pooled), low, exact)
     strided = args[0].transpose(1, 2).contiguous().transpose(1, 2)
@@ -68,22 +60,22 @@ def fusion_weights(dtype, E, Da, Dv, H, W):
         return random(size, torch.float32, "cpu")
 
     return nk.FoldedExpertFusion(
-        matrix(H, Da), vector(H), matrix(H, Dv), matrix(E, 3 * H, H), vector(E, H), matrix(E, H, H), vector(E, H),
-        vector(E, H), vector(E, H), matrix(E, H, H), vector(E, H), matrix(E, H, H), vector(E, H), matrix(H, E * H),
-        vector(H), matrix(E, H), vector(E), matrix(W, H), vector(W),
+        matrix(H, Da), vector(H), matrix(H, Dv), matrix(E, 3 * H, H), vector(E, H), matrix(E, H, H),
+        vector(E, H), vector(E, H), vector(E, H), matrix(E, H, H), vector(E, H), matrix(E, H, H),
+        vector(E, H), matrix(H, E * H), vector(H), matrix(E, H), vector(E), matrix(W, H), vector(W),
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "shape",
-    [(1, 8, 8, 3, 1024, 1024, 512, 8, 1536), (2, 5, 3, 2, 12, 10, 12, 3, 70), (17, 8, 9, 3, 70, 30, 36, 2, 40),
-     (0, 2, 2, 2, 4, 4, 4, 2, 3), (2, 1, 100, 3, 33, 17, 64, 4, 50)],
+    [(1, 8, 8, 3, 1024, 1024, 512, 8, 1536), (2, 5, 3, 2, 12, 10, 12, 3, 70),
+     (17, 8, 9, 3, 70, 30, 36, 2, 40), (0, 2, 2, 2, 4, 4, 4, 2, 3), (2, 1, 100, 3, 33, 17, 64, 4, 50)],
     ids=str,
 )  # fmt: skip
 def test_expert_fusion(level, dtype, shape):
     B, Ta, Tv, E, Da, Dv, H, heads, W = shape
     draws = []
-    for _ in range(4):  # of a few gates alone PyTorch's own error may be next to nothing by chance
+    for _ in range(4):  # several draws, because PyTorch's own error of a few gates may be small by chance
         weights = fusion_weights(dtype, E, Da, Dv, H, W)
         audio, vision = random((B, Ta, E * Da), dtype, "cpu"), random((B, Tv, E * Dv), dtype, "cpu")
         low = fusion_reference.expert_fusion_folded(audio, vision, weights, heads)
@@ -96,15 +88,17 @@ def test_expert_fusion(level, dtype, shape):
 
 @pytest.mark.parametrize(
     "shape",
-    [(1, 8, 256, 4, 4, 768, 1536), (2, 3, 20, 3, 2, 17, 11), (9, 13, 64, 4, 8, 70, 130), (0, 3, 4, 2, 2, 3, 3),
-     (2, 200, 40, 3, 2, 50, 60)],
+    [(1, 8, 256, 4, 4, 768, 1536), (2, 3, 20, 3, 2, 17, 11), (9, 13, 64, 4, 8, 70, 130),
+     (0, 3, 4, 2, 2, 3, 3), (2, 200, 40, 3, 2, 50, 60)],
     ids=str,
 )  # fmt: skip
 def test_temporal_xattn(level, dtype, shape):
     B, T, C, M, heads, P, W = shape
     weights = nk.FoldedTemporalXattn(
-        random((heads, M, C), dtype, "cpu", C**-0.5), random((P, heads, C), dtype, "cpu", (heads * C) ** -0.5),
-        random((P,), torch.float32, "cpu"), random((W, P), dtype, "cpu", P**-0.5), random((W,), torch.float32, "cpu"),
+        random((heads, M, C), dtype, "cpu", C**-0.5),
+        random((P, heads, C), dtype, "cpu", (heads * C) ** -0.5),
+        random((P,), torch.float32, "cpu"), random((W, P), dtype, "cpu", P**-0.5),
+        random((W,), torch.float32, "cpu"),
     )  # fmt: skip
     x = random((B, 2 * T, C), dtype, "cpu")[:, ::2]
     low = xattn_reference.temporal_xattn_folded(x, weights)
@@ -112,17 +106,17 @@ def test_temporal_xattn(level, dtype, shape):
     compare(nk.temporal_xattn(x, weights, need_attention=True), low, exact)
 
 
-@pytest.mark.parametrize("given", ["update norm bias", "update norm", "norm bias", "update", ""])
+@pytest.mark.parametrize("inputs", ["update norm bias", "update norm", "norm bias", "update", ""])
 @pytest.mark.parametrize("shape", [(8, 99, 1024), (2, 3, 33), (1, 1, 1), (0, 3, 5), (3, 9, 130)], ids=str)
-def test_feature_taps(level, dtype, shape, given):
-    hidden, update = random(shape, dtype, "cpu"), random(shape, dtype, "cpu") if "update" in given else None
-    weight = random(shape[-1:], dtype, "cpu") if "norm" in given else None
-    bias = random(shape[-1:], dtype, "cpu") if "bias" in given else None
-    source = "norm" if "norm" in given else "residual"
+def test_feature_taps(level, dtype, shape, inputs):
+    hidden, update = random(shape, dtype, "cpu"), random(shape, dtype, "cpu") if "update" in inputs else None
+    weight = random(shape[-1:], dtype, "cpu") if "norm" in inputs else None
+    bias = random(shape[-1:], dtype, "cpu") if "bias" in inputs else None
+    source = "norm" if "norm" in inputs else "residual"
 
     def run(cast, op):
-        h, wide = cast(hidden.clone()), torch.float64 if cast is widen else torch.float32
-        outs = torch.zeros(2, shape[0], shape[2], dtype=wide)
+        h, out_dtype = cast(hidden.clone()), torch.float64 if cast is widen else torch.float32
+        outs = torch.zeros(2, shape[0], shape[2], dtype=out_dtype)
         y = op(h, cast(update), cast(weight), cast(bias), outs)
         return y, h, outs
 
@@ -140,7 +134,7 @@ def test_feature_taps(level, dtype, shape, given):
     compare(run(lambda t: t, ours), run(lambda t: t, reference), run(widen, reference))
 
 
-def attended(q, k, v, bias=None):
+def reference_attention(q, k, v, bias=None):
     bias = None if bias is None else bias.expand(-1, *q.shape[1:3], -1).repeat(len(q) // len(bias), 1, 1, 1)
     return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
@@ -148,7 +142,8 @@ def attended(q, k, v, bias=None):
 @pytest.mark.parametrize(
     "shape",  # n, H, M, T, d, items of the bias
     [(2, 16, 257, 257, 64, 0), (4, 4, 49, 49, 32, 2), (3, 2, 1, 33, 80, 1), (2, 3, 13, 130, 128, 1),
-     (2, 1, 6, 5, 7, 2), (1, 1, 1, 1, 1, 0), (0, 2, 3, 4, 8, 0), (2, 3, 65, 64, 96, 0), (1, 2, 12, 200, 33, 1)],
+     (2, 1, 6, 5, 7, 2), (1, 1, 1, 1, 1, 0), (0, 2, 3, 4, 8, 0), (2, 3, 65, 64, 96, 0),
+     (1, 2, 12, 200, 33, 1)],
     ids=str,
 )  # fmt: skip
 def test_attention(level, dtype, shape):
@@ -156,32 +151,36 @@ def test_attention(level, dtype, shape):
     q, k, v = (random((n, count, 3, H, d), dtype, "cpu")[:, :, 0].transpose(1, 2) for count in (M, T, T))
     bias = random((w, H, M, T), dtype, "cpu", 2) if w else None
     low, exact = (
-        attended(q, k, v, bias),
-        attended(*double((q, k, v)), None if bias is None else bias.double()),
+        reference_attention(q, k, v, bias),
+        reference_attention(*double((q, k, v)), None if bias is None else bias.double()),
     )
     got = attention(q, k, v, bias)
     assert_as_good_as(got, low, exact)
-    into = torch.full((n, H, M, 2 * d), 7, dtype=dtype)
-    assert attention(q, k, v, bias, out=into[..., :d]) is not got and torch.equal(into[..., :d], got)
-    assert (into[..., d:] == 7).all()
+    buffer = torch.full((n, H, M, 2 * d), 7, dtype=dtype)
+    assert attention(q, k, v, bias, out=buffer[..., :d]) is not got and torch.equal(buffer[..., :d], got)
+    assert (buffer[..., d:] == 7).all()
 
 
 def test_attention_of_shared_keys_and_a_mask(level, dtype):
-    """As the prefill calls it: two heads a group of keys, rows that see what came before."""
+    """As the prefill calls it: groups of two heads share keys; a query attends to itself and earlier keys."""
     q, k, v = (random((3, heads, count, 64), dtype, "cpu") for heads, count in ((2, 9), (1, 14), (1, 14)))
-    sight = torch.full((1, 1, 9, 14), -torch.inf, dtype=dtype).triu(6)
-    got = attention(q, k.expand(-1, 2, -1, -1), v.expand(-1, 2, -1, -1), sees=6)
-    wide = [t.expand(-1, 2, -1, -1) for t in (k, v)]
-    assert_as_good_as(got, attended(q, *wide, sight), attended(*double((q, *wide, sight))))
-    masked = attention(q, k.expand(-1, 2, -1, -1), v.expand(-1, 2, -1, -1), sight)
+    mask = torch.full((1, 1, 9, 14), -torch.inf, dtype=dtype).triu(6)
+    got = attention(q, k.expand(-1, 2, -1, -1), v.expand(-1, 2, -1, -1), causal_offset=6)
+    expanded = [t.expand(-1, 2, -1, -1) for t in (k, v)]
+    assert_as_good_as(
+        got, reference_attention(q, *expanded, mask), reference_attention(*double((q, *expanded, mask)))
+    )
+    masked = attention(q, k.expand(-1, 2, -1, -1), v.expand(-1, 2, -1, -1), mask)
     torch.testing.assert_close(got, masked, rtol=0.02, atol=1e-5 if dtype == torch.float32 else 0.02)
     q, k, v = (random((1, 2, 150, 80), dtype, "cpu") for _ in range(3))
-    sight = torch.full((1, 1, 150, 150), -torch.inf, dtype=dtype).triu(1)
+    mask = torch.full((1, 1, 150, 150), -torch.inf, dtype=dtype).triu(1)
     assert_as_good_as(
-        attention(q, k, v, sees=1), attended(q, k, v, sight), attended(*double((q, k, v, sight)))
+        attention(q, k, v, causal_offset=1),
+        reference_attention(q, k, v, mask),
+        reference_attention(*double((q, k, v, mask))),
     )
     q, k, v = (random((3, heads, count, 64), dtype, "cpu") for heads, count in ((2, 9), (1, 14), (1, 14)))
-    got = attention(q, k.expand(-1, 2, -1, -1), v.expand(-1, 2, -1, -1), sees=6)
+    got = attention(q, k.expand(-1, 2, -1, -1), v.expand(-1, 2, -1, -1), causal_offset=6)
     assert torch.equal(
         got[:, :, :1],
         attention(q[:, :, :1], k[:, :, :6].expand(-1, 2, -1, -1), v[:, :, :6].expand(-1, 2, -1, -1)),
@@ -194,16 +193,16 @@ def test_attention_of_shared_keys_and_a_mask(level, dtype):
 
 
 @needs_library
-def test_attention_refuses():
+def test_attention_rejects_unsupported_tensors():
     q = torch.randn(2, 3, 4, 8)
-    for wrong in (
+    for tensors in (
         (q, q[:1], q),
         (q, q, q.bfloat16()),
         (q.half(), q.half(), q.half()),
         (q, q[:, :, :0], q[:, :, :0]),
     ):
         with pytest.raises(ValueError, match=r"want q \[n,H,M,d\]"):
-            attention(*wrong)
+            attention(*tensors)
     with pytest.raises(ValueError, match=r"want a bias \[w,3,4,4\]"):
         attention(q, q, q, torch.zeros(1, 2, 4, 4))
     with pytest.raises(ValueError, match="want out"):
@@ -241,101 +240,3 @@ def test_other_dtypes_go_to_the_definition():
         torch.testing.assert_close(y, torch.nn.functional.layer_norm(hidden.to(wide), (8,)).to(dtype))
     mixed = nk.feature_taps_(hidden.float(), None, torch.ones(8, dtype=torch.bfloat16))
     torch.testing.assert_close(mixed, torch.nn.functional.layer_norm(hidden.float(), (8,)))
-
-
-def test_structures_are_those_of_the_header():
-    header = (ROOT / "csrc/include/nanoemox.h").read_text()
-    header = re.sub(r"/\*.*?\*/", "", header, flags=re.S).replace(
-        "nx_matrix w;", "const void *data, *scales;"
-    )
-    for body, name in re.findall(r"typedef struct \{([^{}]*)\} nx_(\w+)_args;", header):
-        fields = []
-        for line in body.split(";"):
-            kind, _, names = (
-                re.match(r"\s*((?:const )?\w+(\*)?) ?(.*)", line, flags=re.S).groups()
-                if line.strip()
-                else ("", "", "")
-            )
-            mark = "*" if kind.endswith("*") else "~" if kind == "double" else ""
-            fields += [mark + one.strip() for one in names.split(",") if one.strip()]
-        assert fields == _native.STRUCTURES[name].split(), name
-    assert f"NX_ABI_VERSION {_native._ABI}\n" in header
-
-
-def python(code, **env):
-    run = [sys.executable, "-c", code]
-    return subprocess.run(run, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **env})
-
-
-@needs_library
-def test_one_openmp_runtime_is_mapped():
-    code = "import nanoemox_kernels; print(*{l.split()[-1] for l in open('/proc/self/maps') if 'omp' in l.split('/')[-1]})"
-    mapped = [path for path in python(code).stdout.split() if re.search(r"libg?i?omp", path)]
-    assert len(mapped) == 1 and "torch" in mapped[0]
-
-
-@needs_library
-def test_environment_variables():
-    lowest = python("import nanoemox_kernels._native as n; print(n.isa())", NANOEMOX_ISA="baseline")
-    assert lowest.stdout.strip() == "baseline"
-    wrong = python("import nanoemox_kernels", NANOEMOX_ISA="mmx")
-    assert "instruction set 'mmx': this machine offers baseline" in wrong.stderr
-    status = python("import nanoemox_kernels.__main__", NANOEMOX_KERNELS="reference").stdout
-    assert status and all(line.split()[2] == "reference" for line in status.splitlines())
-    assert {"NANOEMOX_KERNELS=reference", "no kernel"} == {line[35:].strip() for line in status.splitlines()}
-
-
-AVX512 = [f"-mavx512{part}" for part in ("f", "bw", "dq", "vl")] + ["-mfma"]
-FLAGS = {
-    "baseline": [],
-    "avx2": ["-mavx2", "-mfma"],
-    "avx512": AVX512,
-    "avx512_bf16": [*AVX512, "-mavx512vnni", "-mavx512bf16"],
-}
-
-
-def build(folder, program, sanitizer, levels):
-    """tests/csrc/<program>.cpp with all of csrc, unoptimised: the sanitizers' code is slow to compile otherwise."""
-    flags = [
-        "-std=c++20",
-        "-O0",
-        "-g",
-        f"-fsanitize={sanitizer}",
-        "-fno-sanitize-recover=all",
-        "-Wno-psabi",
-        "-pthread",
-    ]
-    flags += ["-I", ROOT / "csrc/include"]
-    once = {"dispatch", "engine"}
-    jobs = [(ROOT / f"csrc/cpu/{stem}.cpp", stem, ["-DNX_X86"] if len(levels) > 1 else []) for stem in once]
-    for source in (ROOT / "csrc/cpu").glob("*.cpp"):
-        if source.stem not in once:
-            jobs += [(source, source.stem + level, [f"-DNX_ISA={level}", *FLAGS[level]]) for level in levels]
-    jobs += [(ROOT / f"tests/csrc/{name}.cpp", f"test_{name}", []) for name in program]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        commands = [
-            ["g++", *flags, *more, "-c", source, "-o", folder / f"{stem}.o"] for source, stem, more in jobs
-        ]
-        list(pool.map(lambda command: subprocess.run(command, check=True), commands))
-    objects = [folder / f"{stem}.o" for _, stem, _ in jobs if not stem.startswith("test_")]
-    for name in program:
-        run = ["g++", *flags, folder / f"test_{name}.o", *objects, "-o", folder / name]
-        subprocess.run(run, check=True)
-
-
-@pytest.mark.skipif(not shutil.which("g++") or len(LEVELS) < 4, reason="needs g++ and a CPU with every level")
-def test_sanitizers_find_nothing(tmp_path):
-    """The C ABI alone, without Python, under AddressSanitizer and UBSan, at every instruction set of this CPU."""
-    build(tmp_path, ["random_shapes", "engine"], "address,undefined", list(FLAGS))
-    for name, rounds in (("random_shapes", "30"), ("engine", "6")):
-        done = subprocess.run([tmp_path / name, rounds], capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "at baseline" in done.stdout
-
-
-@pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
-def test_thread_sanitizer_finds_nothing(tmp_path):
-    """The engine's threads; the other kernels' are OpenMP's."""
-    build(tmp_path, ["engine"], "thread", ["baseline"])
-    done = subprocess.run([tmp_path / "engine", "8"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
