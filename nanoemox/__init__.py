@@ -1,10 +1,11 @@
-"""Nano-EmoX: a clip in, an answer out. Everything here is imported on first use, so `import nanoemox` is cheap."""
+"""Nano-EmoX: from a clip to an answer. Names are imported on first use, so `import nanoemox` is cheap."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+# Public name -> the module that defines it.
 _HOME = {
     "load": "loading",
     "load_language": "loading",
@@ -15,6 +16,8 @@ _HOME = {
     "Encoded": "modules.encoded",
     "Reply": "tasks",
     "NanoEmoXConfig": "config",
+    "NanoEmoXError": "errors",
+    "InputError": "errors",
     "MediaError": "errors",
     "CheckpointError": "errors",
     "UsageError": "errors",
@@ -26,7 +29,9 @@ __all__ = ["__version__", *_HOME]
 if TYPE_CHECKING:
     from .config import NanoEmoXConfig as NanoEmoXConfig
     from .errors import CheckpointError as CheckpointError
+    from .errors import InputError as InputError
     from .errors import MediaError as MediaError
+    from .errors import NanoEmoXError as NanoEmoXError
     from .errors import UsageError as UsageError
     from .generation.standalone import Language as Language
     from .loading import load as load
