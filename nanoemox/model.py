@@ -40,9 +40,8 @@ _ENCODERS = ("vision", "audio", "face")
 
 
 def reference_language(model: "NanoEmoX") -> LanguageModel:
-    """The language model of a reference model:
-
-    Hugging Face's, which trains, merges adapters and ties its head.
+    """The language model of a reference model: Hugging Face's, which trains, merges adapters and ties its
+    head.
     """
     language = model.language
     if not isinstance(language, LanguageModel):
@@ -175,9 +174,8 @@ class NanoEmoX(nn.Module):
         return self.encode_streams(frames, audio)
 
     def _stack(self, name: str, arrays: list[Any], shape: tuple[int, ...]) -> Tensor | None:
-        """One stream of a batch on the model's device, each array of at least `shape`;
-
-        None where all are None.
+        """One stream of a batch on the model's device, each array of at least `shape`; None where all are
+        None.
         """
         tensors = [torch.as_tensor(array) for array in arrays if array is not None]
         if not tensors:

@@ -1,9 +1,12 @@
-"""Fused ops of Nano-EmoX as functions of tensors. Importing this needs torch alone: no GPU, no Triton, no compiler."""
+"""Fused ops of Nano-EmoX as functions of tensors.
+
+The import needs PyTorch only: no GPU, no Triton and no compiler.
+"""
 
 from ._library import status
 from ._tuning import is_tuned, settings
 from .ops.activation.op import gelu_, quick_gelu_
-from .ops.attn.op import attn
+from .ops.attn import attn
 from .ops.expert_fusion.op import expert_fusion
 from .ops.expert_fusion.reference import ExpertFusionWeights, FoldedExpertFusion, fold_expert_fusion
 from .ops.expert_gate.op import expert_gate

@@ -1,4 +1,4 @@
-"""Registers ops with PyTorch's dispatcher and keeps the list of which implementation serves each of them, and why."""
+"""Registration of the ops with PyTorch's dispatcher; which implementation serves each of them, and why."""
 
 import os
 from collections.abc import Callable
@@ -12,9 +12,9 @@ from . import _native
 
 _lib = torch.library.Library("nanoemox", "DEF")
 _KERNELS: dict[str, set[str]] = {}
-# Op -> its implementation on CUDA, for what looks at launches without a GPU (aot.py).
+# Op -> its implementation on CUDA, for aot.py, which records launches without a GPU.
 CUDA_IMPLEMENTATIONS: dict[str, Callable] = {}
-# What the Triton kernels take; anything else goes to the definition, which takes everything.
+# Dtypes that the Triton kernels support; the definition supports all float dtypes.
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -37,13 +37,18 @@ def register(
     cpu: Callable | None = None,
     grad: tuple | None = None,
 ) -> Any:
-    """Define nanoemox::<name>. On a device without a kernel it runs `reference`; nothing falls back after a failure.
+    """Define the op nanoemox::<name>. The implementation is selected before the call, never after a failure.
 
     Args:
-        schema: PyTorch schema, name first.
-        cuda: the Triton launcher behind a function that imports it; left out, CUDA runs the reference too.
-        cpu: what calls the C++ library; left out, or where csrc was not built, the CPU runs the reference.
-        grad: (setup_context, backward) for functional ops.
+        schema: PyTorch schema; it starts with the name.
+        reference: the definition; serves every device without a kernel.
+        fake: returns empty results of the right shapes and dtypes, for torch.compile.
+        cuda: imports and calls the Triton launcher; if None, CUDA runs the reference.
+        cpu: calls the C++ library; if None, or if the library was not built, the CPU runs the reference.
+        grad: (setup_context, backward) of functional ops.
+
+    Returns:
+        The op, to be called with the arguments of the schema.
     """
     name = schema.partition("(")[0]
     _lib.define(schema)
@@ -66,7 +71,7 @@ def _triton() -> bool:
 
 
 def status() -> list[Status]:
-    """A row per op and kind of device."""
+    """The implementation of each op on each kind of device, and why it was selected."""
     cpu = ("reference", _native.why_not)
     if _native.library is not None:
         cpu = ("c++", f"csrc was built; {_native.isa()} of {', '.join(_native.isa_levels())}")

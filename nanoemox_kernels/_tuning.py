@@ -1,4 +1,4 @@
-"""Settings as reviewed data: configs/<GPU>.json, else a default that is right everywhere. Nothing is timed.
+"""Settings as reviewed data: configs/<GPU>.json, otherwise configs/default.json. Nothing is timed at run time.
 
 An entry is the launch settings of a Triton kernel, or numbers that the model's code reads through `settings`.
 """
@@ -17,18 +17,18 @@ _FOLDER = Path(__file__).parent / "configs"
 
 
 def path(gpu: str) -> Path:
-    """Where the settings of a GPU are kept."""
+    """File with the settings of a GPU."""
     return _FOLDER / f"{re.sub(r'[^A-Za-z0-9]+', '-', gpu)}.json"
 
 
 @cache
 def load(gpu: str) -> dict[str, dict[str, Any]]:
-    """Every kernel's settings on a GPU; "" for the default. benchmarks/gpu/tune.py changes the one that it is given."""
-    found: dict[str, dict[str, Any]] = {}
+    """All settings of a GPU; "" for the default. benchmarks/gpu/tune.py changes the returned dictionary."""
+    entries: dict[str, dict[str, Any]] = {}
     for file in (_FOLDER / "default.json", path(gpu)):
         if file.is_file():
-            found |= json.loads(file.read_text())
-    return found
+            entries |= json.loads(file.read_text())
+    return entries
 
 
 @cache
@@ -36,7 +36,7 @@ def _of(device: int) -> dict[str, dict[str, Any]]:
     return load(torch.cuda.get_device_name(device))
 
 
-# Asked anew at every launch these would cost more than the rest of its Python.
+# Cached: repeated at every launch, these calls would take longer than all other Python code of the launch.
 _count = cache(lambda: torch.cuda.device_count() if torch.cuda.is_available() else 0)
 _HERE = nullcontext()
 
@@ -50,19 +50,24 @@ def tuned(kernel: str) -> dict[str, int]:
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager:
-    """Launches go to the tensor's GPU, not the current one; where there is one at most, nothing is to be done."""
+    """Context in which launches go to the tensor's GPU; does nothing on machines with one GPU at most."""
     return _HERE if _count() < 2 else torch.cuda.device_of(tensor)
 
 
 def rows_at_once(numbers: int, width: int) -> int:
-    """Rows of `width`, a power of two, of a program that is to hold so many numbers; a power of two."""
+    """Rows of `width` numbers in a program of `numbers`; both powers of two, and so is the result; at least 1."""
     return max(numbers // width, 1)
 
 
 def settings(name: str, device: torch.device) -> dict[str, Any]:
-    """An entry of the configuration of `device`, whatever the current GPU is; the default for anything but a GPU.
+    """An entry of the settings of `device`, independent of the current GPU.
 
-    Raises KeyError for a name that no configuration has.
+    Args:
+        name: an entry of configs/default.json.
+        device: a GPU; other devices have the default settings.
+
+    Raises:
+        KeyError: no entry has this name.
     """
     if device.type != "cuda":
         return load("")[name]
@@ -70,5 +75,5 @@ def settings(name: str, device: torch.device) -> dict[str, Any]:
 
 
 def is_tuned(device: torch.device) -> bool:
-    """Whether `device` is a GPU with a configuration of its own; others run with the default."""
+    """Whether `device` is a GPU with its own settings; other devices use the default."""
     return device.type == "cuda" and path(torch.cuda.get_device_name(device)).is_file()

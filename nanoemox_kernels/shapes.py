@@ -30,7 +30,7 @@ from .ops.time_conv.op import time_conv
 from .ops.window_attn import reference as window_reference
 from .ops.window_attn.op import window_attn
 
-Function = Callable[..., tuple[Tensor, ...]]
+Function = Callable[..., tuple[Tensor | None, ...]]
 Make = Callable[..., Tensor]
 
 
@@ -56,7 +56,8 @@ class Sizes:
 
 # Odd sizes: every mask of every kernel cuts something off.
 SMALL = Sizes(
-    T=5, D=96, H=72, W=40, C=40, M=3, P=56, vision=17, audio=9, stage=(9, 8, 3), map=(530, 12), group=20, front=24
+    T=5, D=96, H=72, W=40, C=40, M=3, P=56, vision=17, audio=9, stage=(9, 8, 3), map=(530, 12), group=20,
+    front=24,
 )  # fmt: skip
 
 
@@ -199,12 +200,12 @@ def _taps(B: int, s: Sizes, make: Make) -> Iterator[Case]:
     ):
         mean = select == "mean"
 
-        def ours(hidden, update, weight, bias, *out, select=select):  # type: ignore[no-untyped-def]
+        def ours(hidden, update, weight, bias, *out, select=select):
             taps = [Tap(slice_, select=select) for slice_ in out]
             y = feature_taps_(hidden, update, weight, bias, taps=taps)
             return y, hidden, *out
 
-        def definition(hidden, update, weight, bias, *out, mean=mean):  # type: ignore[no-untyped-def]
+        def definition(hidden, update, weight, bias, *out, mean=mean):
             count = len(out)
             y = taps_reference.feature_taps_(
                 hidden, update, weight, bias, 1e-5, list(out), [1.0] * count, [False] * count, [mean] * count
@@ -307,10 +308,10 @@ def _convolutions(B: int, s: Sizes, make: Make) -> Iterator[Case]:
             continue
         inputs = [make(n, T, C * groups), make(C * groups, options["kernel"] * C), make(C * groups)]
 
-        def ours(x, weight, bias, options=options):  # type: ignore[no-untyped-def]
+        def ours(x, weight, bias, options=options):
             return (time_conv(x, weight, bias, **options),)
 
-        def definition(x, weight, bias, options=options):  # type: ignore[no-untyped-def]
+        def definition(x, weight, bias, options=options):
             return (conv_reference.time_conv(x, weight, bias, *options.values()),)
 
         k, stride, padding, trim, _ = options.values()
@@ -321,9 +322,8 @@ def _convolutions(B: int, s: Sizes, make: Make) -> Iterator[Case]:
 
 
 def _mlps(B: int, s: Sizes, make: Make) -> Iterator[Case]:
-    """The first half of Swin's MLP as a convolution of one tap, in its first two stages;
-
-    later ones go to cuBLAS.
+    """The first half of Swin's MLP as a convolution of one tap, in its first two stages; later ones go to
+    cuBLAS.
     """
     first_rows, first_width = s.map
     for name, rows, C in (
@@ -334,8 +334,8 @@ def _mlps(B: int, s: Sizes, make: Make) -> Iterator[Case]:
         yield Case(
             f"time_conv MLP of {name}",
             inputs,
-            lambda *tensors: (time_conv(*tensors, kernel=1, gelu=True),),
-            lambda *tensors: (conv_reference.time_conv(*tensors, 1, 1, 0, 0, True),),
+            lambda x, weight, bias: (time_conv(x, weight, bias, kernel=1, gelu=True),),
+            lambda x, weight, bias: (conv_reference.time_conv(x, weight, bias, 1, 1, 0, 0, True),),
             *conv_reference.cost(B * s.T, rows, C, 4 * C, 1, 1, 1, itemsize=inputs[0].itemsize),
             kernels=("time_conv_one",),
         )
@@ -350,7 +350,9 @@ def _norms(B: int, s: Sizes, make: Make) -> Iterator[Case]:
     yield Case(
         "conv_norm_act",
         inputs,
-        lambda *tensors: (conv_norm_act(*tensors, stride=5, gelu=True),),
+        lambda x, filters, bias, gain, shift: (
+            conv_norm_act(x, filters, bias, gain, shift, stride=5, gelu=True),
+        ),
         lambda *tensors: (norm_reference.conv_norm_act(*tensors, 5, 1e-5, True),),
         *norm_reference.conv_cost(n, samples, D, 10, 5, itemsize=inputs[0].itemsize),
         kernels=("conv_norm_act",),
@@ -360,11 +362,18 @@ def _norms(B: int, s: Sizes, make: Make) -> Iterator[Case]:
         ("norm_act patches", n * s.map[0], s.map[1], False),
     ):
         inputs = [make(rows, width), 1 + make(width), make(width)]
+
+        def ours(*tensors: Tensor, gelu: bool = gelu) -> tuple[Tensor, ...]:
+            return (norm_act(*tensors, gelu=gelu),)
+
+        def definition(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool = gelu) -> tuple[Tensor, ...]:
+            return (norm_reference.norm_act(x, weight, bias, 1e-5, gelu),)
+
         yield Case(
             name,
             inputs,
-            lambda *tensors, gelu=gelu: (norm_act(*tensors, gelu=gelu),),  # type: ignore[misc]
-            lambda *tensors, gelu=gelu: (norm_reference.norm_act(*tensors, 1e-5, gelu),),  # type: ignore[misc]
+            ours,
+            definition,
             *norm_reference.cost(rows, width, itemsize=inputs[0].itemsize),
             kernels=("norm_act",),
             timed=gelu,
@@ -378,14 +387,14 @@ def _activations(B: int, s: Sizes, make: Make) -> Iterator[Case]:
     ):
         x = make(B * s.T, rows, 4 * s.D)
 
-        def defined(x: Tensor, definition: Callable[[Tensor], Tensor] = definition) -> tuple[Tensor, ...]:
+        def defined(x: Tensor, definition: Callable[[Tensor], None] = definition) -> tuple[Tensor, ...]:
             definition(x)
             return (x,)
 
         yield Case(
             name,
             [x],
-            lambda x, op=op: (op(x),),  # type: ignore[misc]
+            lambda x, op=op: (op(x),),
             defined,
             *activation_reference.cost(x.numel(), itemsize=x.itemsize),
             kernels=("activation",),

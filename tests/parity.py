@@ -1,6 +1,7 @@
 """Everything that the parity fixtures expect, computed by our modules: name -> tensor.
 
-Weights come from recipe.fill under the official names, inputs from recipe.signal or, where they are none, from `given`.
+Weights come from recipe.fill under the official names, inputs from recipe.signal or, where there are none, from
+`given`.
 """
 
 from collections.abc import Callable
@@ -46,7 +47,7 @@ SMALL_AUDIO = AudioConfig(
 
 
 def filled(config: NanoEmoXConfig, strip: str = "", **parts: nn.Module) -> nn.Module:
-    """The parts as attributes of one module, every parameter filled under its official name less the prefix `strip`."""
+    """The parts as attributes of one module, parameters filled under their official names without `strip`."""
     holder = nn.ModuleDict(parts)
     held = dict(holder.named_parameters())
     with torch.no_grad():
@@ -198,7 +199,8 @@ GROUPS: dict[str, Callable[[Given], Given]] = {
 }  # fmt: skip
 # Inputs that no recipe rebuilds; audio_load's go through read_clip in test_media.
 GIVEN = (
-    "face_encoder/frames_u8", "clip_small/frames_u8", "clip_preprocess/frame_u8", "hubert_small/raw_audio_i16",
+    "face_encoder/frames_u8", "clip_small/frames_u8", "clip_preprocess/frame_u8",
+    "hubert_small/raw_audio_i16",
     *(f"collate/s{i}/{part}" for i in range(3) for part in ("prompt", "target")),
     *(f"audio_load/{case}/wave_i16" for case in ("stereo", "short", "mono44k")),
 )  # fmt: skip

@@ -166,9 +166,8 @@ time_conv_fwd(*inputs("time_conv one tap"), 1, 1, 0, 0, True)
 
 
 def test_every_launch_packs_its_arguments_for_the_sm_89_entry():
-    """What tests/ops/test_gpu.py hands to the driver on a GPU:
-
-    a value for every parameter, scratch pointers after.
+    """What tests/ops/test_gpu.py hands to the driver on a GPU: a value for every parameter, scratch pointers
+    after.
     """
     pytest.importorskip("triton")
     done = run(sys.executable, "-W", "ignore", "-c", PACKS.replace("tests", str(ROOT / "tests")))

@@ -1,4 +1,4 @@
-"""The whole model on the demo bundle: every stream matters, batches do not mix, answers are read as their task says."""
+"""The whole model on the demo bundle: streams matter, batches do not mix, answers are read by their task."""
 
 import dataclasses
 import inspect
@@ -273,7 +273,8 @@ def test_signatures_are_the_contract():
 
 def test_templates_of_a_bundle_replace_the_wording(demo, sample, tmp_path):
     name = "multiface_audio_face_frame_text"
-    whole = "###Human: A <Multi>{fusion}</Multi> {audio}{face}{frames} <S>{subtitle}</S> {question} ###Assistant: "
+    streams = "<Multi>{fusion}</Multi> {audio}{face}{frames} <S>{subtitle}</S>"
+    whole = f"###Human: A {streams} {{question}} ###Assistant: "
     (tmp_path / "templates.json").write_text(
         json.dumps(
             {

@@ -1,4 +1,4 @@
-"""Our modules against numbers of the official ones: always the compact fixtures, the full ones where they are there."""
+"""Our modules against numbers of the official ones: compact fixtures always, the full ones where present."""
 
 import wave
 from dataclasses import replace

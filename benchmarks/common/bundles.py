@@ -1,6 +1,5 @@
-"""Bundles of the true size with random weights, for benchmarks:
-
-made once in a folder that the caller removes.
+"""Bundles of the true size with random weights, for benchmarks: made once in a folder that the caller
+removes.
 """
 
 from dataclasses import replace

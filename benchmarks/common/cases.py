@@ -52,9 +52,8 @@ def cases(
 
 
 def _pytorch(case: shapes.Case) -> tuple[Function, Function]:
-    """(eager, what torch.compile is given):
-
-    the definition, but where PyTorch has a faster way in the same dtype.
+    """(eager, what torch.compile is given): the definition, but where PyTorch has a faster way in the same
+    dtype.
     """
     op = case.name.split()[0]
     if op == "attn":
@@ -82,9 +81,8 @@ def _scaled_dot_product_attention(case: shapes.Case) -> Function:
 
 
 def _convolution(case: shapes.Case, gelu: bool) -> Function:
-    """PyTorch's convolution in the dtype of x:
-
-    HuBERT's positions (16 groups, padded) or its front end (stride 2).
+    """PyTorch's convolution in the dtype of x: HuBERT's positions (16 groups, padded) or its front end
+    (stride 2).
     """
     kernel, stride, padding, trim = (128, 1, 64, 1) if gelu else (3, 2, 0, 0)
 

@@ -100,9 +100,8 @@ def kernels(call: Call) -> dict[str, int]:
 
 
 def ceilings() -> dict[str, float]:
-    """What this GPU does, the best of twenty: bytes a second of a copy, both ways counted;
-
-    bf16 FLOP a second.
+    """What this GPU does, the best of twenty: bytes a second of a copy, both ways counted; bf16 FLOP a
+    second.
     """
     source = torch.randn(1 << 28, device="cuda")  # 1 GiB
     target = torch.empty_like(source)

@@ -71,9 +71,8 @@ def twin(language: LanguageModel, quantize: str | None) -> EngineLanguage:
 
 
 def token_bytes(config: LanguageConfig, form: str) -> float:
-    """What a token of one sequence must read:
-
-    the layers' matrices (keys' and values' in bf16) and the head (int8).
+    """What a token of one sequence must read: the layers' matrices (keys' and values' in bf16) and the head
+    (int8).
     """
     c = config
     blocks = c.layers * c.hidden_size * (2 * c.heads * c.head_dim + 3 * c.mlp_size)

@@ -107,9 +107,8 @@ def from_folder(folder: Path, **form: Any) -> Model:
 
 
 def from_demo(**form: Any) -> Model:
-    """All tasks of the sample clip, whole and with a stream taken away;
-
-    every form is shown what fp32 encodes.
+    """All tasks of the sample clip, whole and with a stream taken away; every form is shown what fp32
+    encodes.
     """
     model, seeing = (
         nanoemox.load("demo", device="cpu", **how) for how in (form, {"dtype": "float32", "fast": False})

@@ -18,9 +18,8 @@ _TAIL = 4000  # characters of a failed command's output that are kept
 
 
 def tests(run: Run) -> Row:
-    """The kernels' test suite:
-
-    error rule, gradients, opcheck, fullgraph, graphs, streams, sm_89 machine code.
+    """The kernels' test suite: error rule, gradients, opcheck, fullgraph, graphs, streams, sm_89 machine
+    code.
     """
     arguments = [sys.executable, "-m", "pytest", "tests/ops", "-p", "no:cacheprovider", "--tb=short"]
     arguments += ["--ignore", "tests/ops/test_native.py"]  # the C++ kernels, which see no GPU

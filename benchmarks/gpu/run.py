@@ -1,6 +1,5 @@
-"""What the steps of gpu_check share:
-
-the results file, the deadline, the tools beside Python, the models under test.
+"""What the steps of gpu_check share: the results file, the deadline, the tools beside Python, the models
+under test.
 """
 
 import json

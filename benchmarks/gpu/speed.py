@@ -90,9 +90,7 @@ def _op(run: Run, case: Case, B: int, device: timing.Device) -> Row:
 
 
 def close(got: tuple[Tensor, ...], want: tuple[Tensor, ...]) -> bool:
-    """Within 2 % of the peak, which no right bf16 result misses;
-
-    the error rule itself is the test suite's.
+    """Within 2 % of the peak, which no right bf16 result misses; the error rule itself is the test suite's.
     """
     pairs = [(g.float(), w.float()) for g, w in zip(got, want, strict=True)]
     return all(bool((g - w).abs().max() <= 0.02 * w.abs().max()) for g, w in pairs)
@@ -192,9 +190,8 @@ def _keep(graphs: list[torch.cuda.CUDAGraph], call: timing.Call) -> None:
 
 
 def warm(what: str) -> None:
-    """Compile what the timings will want into PyTorch's cache on disk;
-
-    many processes do it while the checks run.
+    """Compile what the timings will want into PyTorch's cache on disk; many processes do it while the checks
+    run.
     """
     if what == "ops":
         for B in BATCHES:

@@ -41,9 +41,8 @@ class FastNanoEmoX(Replayed, NanoEmoX):
     """
 
     def __init__(self, reference: NanoEmoX, parts: dict[str, nn.Module], quantize: str | None):
-        """parts: the eight parts, fast where they have a fast form; quantize:
-
-        form of the language model's weights.
+        """parts: the eight parts, fast where they have a fast form; quantize: form of the language model's
+        weights.
         """
         super().__init__(reference.config, parts)
         self.tokenizer, self.templates = reference.tokenizer, reference.templates

@@ -1,1 +1,1 @@
-"""One folder an op: reference.py is the definition, op.py its schema and checks, kernel.py its Triton kernels."""
+"""One folder per op: reference.py is its definition, op.py its schema and checks, kernel.py has Triton kernels."""

@@ -1,4 +1,4 @@
-"""Device functions that kernels share: rows times a weight on tensor cores, with fp32 rows kept precise."""
+"""Device functions shared by kernels: rows times a weight at the precision of fp32 rows, and GELU."""
 
 import triton
 import triton.language as tl
@@ -6,25 +6,26 @@ import triton.language as tl
 
 @triton.jit
 def dot(x, w, acc, PARTS: tl.constexpr):
-    """acc + x w. fp32 x meets a bf16 w as a sum of bf16 parts: two keep 16 of its bits, three all 24.
+    """acc + x w. For a bf16 w, fp32 x is split into bf16 parts: two hold 16 of its bits, three all 24.
 
-    The product of a tile is a sum of its own, added to acc by an addition that rounds: tensor cores truncate, and one
-    long sum of fused multiply-adds errs more than PyTorch's. max_num_imprecise_acc keeps Triton from joining the two.
+    The product of a tile is summed separately and then added to acc with rounding: tensor cores truncate, and
+    one long sum of fused multiply-adds has a larger error than PyTorch's. max_num_imprecise_acc prevents
+    Triton from merging the two sums.
     """
     if x.dtype == w.dtype and w.dtype != tl.float32:
         product = tl.dot(x, w, max_num_imprecise_acc=1)
     elif w.dtype == tl.bfloat16:
-        high = x.to(tl.float32)
-        most = high.to(tl.bfloat16)
-        rest = high - most.to(tl.float32)
-        more = rest.to(tl.bfloat16)
-        if PARTS == 3:  # each part by itself: shorter chains of products
-            least = (rest - more.to(tl.float32)).to(tl.bfloat16)
-            product = tl.dot(more, w, max_num_imprecise_acc=1) + tl.dot(least, w, max_num_imprecise_acc=1)
-            product += tl.dot(most, w, max_num_imprecise_acc=1)
+        full = x.to(tl.float32)
+        high = full.to(tl.bfloat16)
+        remainder = full - high.to(tl.float32)
+        middle = remainder.to(tl.bfloat16)
+        if PARTS == 3:  # separate products for shorter chains of dependent ones
+            low = (remainder - middle.to(tl.float32)).to(tl.bfloat16)
+            product = tl.dot(middle, w, max_num_imprecise_acc=1) + tl.dot(low, w, max_num_imprecise_acc=1)
+            product += tl.dot(high, w, max_num_imprecise_acc=1)
         else:
-            product = tl.dot(most, w, tl.dot(more, w))
-    elif w.dtype == tl.float32:  # no tensor cores: even three TF32 products err more than PyTorch's own fp32
+            product = tl.dot(high, w, tl.dot(middle, w))
+    elif w.dtype == tl.float32:  # no tensor cores: even three TF32 products have larger errors than fp32
         product = tl.dot(x.to(tl.float32), w, input_precision="ieee", max_num_imprecise_acc=1)
     else:
         product = tl.dot(
@@ -38,7 +39,10 @@ def rows_dot(
     rows_ptr, mask_r, weight_ptr, mask_n, K,
     PARTS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """[BLOCK_R,BLOCK_N]: a tile of rows times one of a weight's rows; the pointers are those of their first columns."""
+    """[BLOCK_R,BLOCK_N]: a tile of rows times the transpose of a tile of a weight's rows.
+
+    The pointers [BLOCK_R] and [BLOCK_N] are those of the rows' first columns.
+    """
     acc = tl.zeros([BLOCK_R, BLOCK_N], dtype=tl.float32)
     for k in range(0, K, BLOCK_K):
         offs_k = k + tl.arange(0, BLOCK_K)
@@ -51,9 +55,12 @@ def rows_dot(
 
 @triton.jit
 def gelu(x, SHORT: tl.constexpr):
-    """The erf form. SHORT: for 16-bit results max(x, 0) - |x| Phi(-|x|), the logarithm of Phi, the normal distribution,
-    by a polynomial that was fitted for this: a result is off by 4e-6 of itself at most, or by 4e-10. It takes one
-    exponential and no division, and small results keep digits that 1 + erf loses."""
+    """The erf form of GELU.
+
+    SHORT, for 16-bit results: max(x, 0) - |x| Phi(-|x|), where a fitted polynomial gives the logarithm of
+    Phi, the normal distribution function. The error is at most 4e-6 relative or 4e-10 absolute. It needs one
+    exponential and no division, and small results keep digits that 1 + erf loses.
+    """
     if SHORT:
         s = tl.abs(x)
         high = 8.4092093e-3 + s * (-8.9770003e-4 + s * (5.6285865e-5 - 1.5024063e-6 * s))

@@ -1,4 +1,6 @@
-"""Runs a Triton kernel's machine code for another GPU: its PTX, which newer GPUs take too, through the CUDA driver."""
+"""Runs a Triton kernel's machine code for another GPU: its PTX, which newer GPUs take too, through the CUDA
+driver.
+"""
 
 import ctypes
 import re
@@ -30,7 +32,9 @@ def entry_widths(ptx):
 
 
 def pack(widths, values):
-    """C values for an entry: those of the launch, then null for the pointers to scratch memory that Triton adds."""
+    """C values for an entry: those of the launch, then null for the pointers to scratch memory that Triton
+    adds.
+    """
     added = len(widths) - len(values)
     assert 0 <= added <= 2 and widths[len(values) :] == [8] * added, (widths, values)
     cells = []
@@ -47,7 +51,9 @@ def pack(widths, values):
 
 
 def run_for(kernel, grid, arguments, capability):
-    """Launch the machine code of `capability` on the current stream and wait; `arguments`: a launch's, by name."""
+    """Launch the machine code of `capability` on the current stream and wait; `arguments`: a launch's, by
+    name.
+    """
     compiled, source = compile_for(kernel, arguments, capability)
     assert not compiled.metadata.global_scratch_size, "it wants scratch memory"
     values = [arguments[name] for name, kind in source.signature.items() if kind != "constexpr"]

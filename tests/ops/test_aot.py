@@ -1,6 +1,5 @@
-"""Every kernel compiled for the target GPUs without one, in a process of its own:
-
-the interpreter cannot share it.
+"""Every kernel compiled for the target GPUs without one, in a process of its own: the interpreter cannot
+share it.
 """
 
 import json

@@ -9,7 +9,8 @@ from nanoemox_kernels._tuning import tuned
 from nanoemox_kernels.ops.attn import reference
 from nanoemox_kernels.ops.attn.kernel import attn_fwd
 
-# n, H, M, T, d: a few of the model's heads, a first row's query alone, sizes that fill no tile, one of each, and none
+# n, H, M, T, d: a few of the model's heads, a first row's query alone, sizes that fill no tile, one of each,
+# and none
 SHAPES = [
     (1, 2, 99, 99, 64), (2, 1, 65, 33, 32), (2, 2, 1, 40, 64), (1, 1, 17, 64, 80), (1, 2, 5, 7, 96),
     (1, 1, 20, 35, 128), (3, 2, 1, 1, 1), (0, 2, 4, 4, 8), (2, 2, 0, 3, 8),

@@ -1,4 +1,6 @@
-"""cuBLASLt's products: against PyTorch's on a GPU, in graphs, on a share of it; a clear word where there is none."""
+"""cuBLASLt's products: against PyTorch's on a GPU, in graphs, on a share of it; a clear word where there is
+none.
+"""
 
 import pytest
 import torch

@@ -1,4 +1,6 @@
-"""expert_fusion: the definition against the model's module, the fold, kernels and gradient, and what is refused."""
+"""expert_fusion: the definition against the model's module, the fold, kernels and gradient, and what is
+refused.
+"""
 
 import pytest
 import torch
@@ -10,8 +12,8 @@ from nanoemox.modules.fusion import MultiscaleFusion
 from nanoemox_kernels.ops.expert_fusion import op, reference
 from nanoemox_kernels.ops.expert_fusion.kernel import expert_fusion_fwd
 
-# B, Ta, Tv, E, Da, Dv, H, heads, W: the model's (narrower), odd, one step, many clips, two tiles of steps and many
-# blocks of keys, a wide head, smallest, empty
+# B, Ta, Tv, E, Da, Dv, H, heads, W: the model's (narrower), odd, one step, many clips, two tiles of steps and
+# many blocks of keys, a wide head, smallest, empty
 SHAPES = [
     (2, 8, 8, 3, 64, 48, 32, 4, 24),
     (3, 5, 6, 2, 9, 7, 12, 4, 7),
@@ -28,7 +30,8 @@ def folded_of(shape, dtype, device):
     """Folded weights of any shape, with their audio and vision."""
     B, Ta, Tv, E, Da, Dv, H, _, W = shape
     sizes = [
-        (H, Da), (H,), (H, Dv), (H,), (E, 3 * H, H), (E, 3 * H), (E, H, H), (E, H), (E, H), (E, H), (E, H, H), (E, H),
+        (H, Da), (H,), (H, Dv), (H,), (E, 3 * H, H), (E, 3 * H), (E, H, H), (E, H), (E, H), (E, H),
+        (E, H, H), (E, H),
         (E, H, H), (E, H), (H, E * H), (H,), (E, H), (E,), (W, H), (W,),
     ]  # fmt: skip
     raw = [

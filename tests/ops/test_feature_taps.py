@@ -65,7 +65,9 @@ def test_a_long_mean_in_parts(N, dtype, device):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("of_norm", [False, True])
 def test_a_row_is_tapped_on_the_way(dtype, of_norm, device):
-    """The first row tap of a layer is written by the norm's kernel, in any place of the list; rows share programs."""
+    """The first row tap of a layer is written by the norm's kernel, in any place of the list; rows share
+    programs.
+    """
     hidden, update = (random((5, 3, 128), dtype, device) for _ in range(2))
     weight, bias = 1 + random((128,), dtype, device, 0.1), random((128,), dtype, device)
     buffers = random((5, 2 * 128), torch.float32, device), random((128, 5), torch.float32, device).t()

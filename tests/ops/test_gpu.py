@@ -1,4 +1,6 @@
-"""What only a GPU can show of the ops: graphs, streams, devices, torch.compile, and the machine code for the target."""
+"""What only a GPU can show of the ops: graphs, streams, devices, torch.compile, and the machine code for the
+target.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,8 +15,8 @@ from nanoemox_kernels import Tap
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
-# The model's sizes on two clips, and odd ones: B clips, E experts, T frames, D encoder, H fusion and W output width, C
-# face features, M queries, P projector, N rows of a hidden state.
+# The model's sizes on two clips, and odd ones: B clips, E experts, T frames, D encoder, H fusion and W output
+# width, C face features, M queries, P projector, N rows of a hidden state.
 MODEL = SimpleNamespace(B=2, E=3, T=8, D=1024, H=512, W=1536, C=256, M=4, P=768, N=257)
 ODD = SimpleNamespace(B=3, E=2, T=5, D=40, H=24, W=17, C=24, M=3, P=20, N=9)
 HEADS = 8  # of the fusion; those of the queries are four
@@ -22,7 +24,7 @@ HEADS = 8  # of the fusion; those of the queries are four
 
 @dataclass
 class Op:
-    """make(sizes, dtype, device) -> inputs; call(*inputs) -> what it wrote, inputs that it updates included."""
+    """make(sizes, dtype, device) -> inputs; call(*inputs) -> what it wrote, updated inputs included."""
 
     make: Callable
     call: Callable
@@ -40,7 +42,8 @@ def gate_inputs(s, dtype, device):
 def fusion_inputs(s, dtype, device):
     w, E, H, row, square = weight(dtype, device), s.E, s.H, (s.E, s.H), (s.E, s.H, s.H)
     raw = nk.ExpertFusionWeights(
-        w(H, s.D), w(H), w(H, s.D), w(H), w(E, 3 * H, H), w(E, 3 * H), w(*square), w(*row), 1 + w(*row), w(*row),
+        w(H, s.D), w(H), w(H, s.D), w(H), w(E, 3 * H, H), w(E, 3 * H), w(*square), w(*row), 1 + w(*row),
+        w(*row),
         w(*square), w(*row), w(*square), w(*row), w(H, E * H), w(H), w(*row), w(E), w(s.W, H), w(s.W),
     )  # fmt: skip
     audio, vision = (random((s.B, T, E * s.D), dtype, device) for T in (s.T, s.T + 1))
@@ -260,7 +263,7 @@ def close_to(got, want):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("sizes", [MODEL, ODD], ids=["model", "odd"])
 def test_machine_code_for_sm_89(op, sizes, dtype, device, monkeypatch):
-    """Beside each launch the same kernel, compiled for the RTX 4090, runs on copies and leaves the same numbers."""
+    """Each launch's kernel, compiled for the RTX 4090, runs on copies too and leaves the same numbers."""
     from machine_code import run_for
     from triton.runtime.jit import JITFunction
 

@@ -1,4 +1,4 @@
-"""norm_act and conv_norm_act: kernels and gradients against the definitions, odd sizes, and what is refused."""
+"""norm_act and conv_norm_act: kernels and gradients against the definitions, odd sizes, refusals."""
 
 import pytest
 import torch
@@ -10,7 +10,8 @@ from nanoemox_kernels.ops.norm_act.kernel import conv_norm_act_fwd, norm_act_fwd
 
 # the front end's width, rows that share a program and end within one, odd, one to a program, smallest, empty
 SHAPES = [(2, 9, 512), (3, 7, 128), (5, 33), (2, 3, 2500), (1, 1), (0, 4, 16)]
-# n, samples, outputs, kernel, stride: the model's first layer (outputs of a multiple), odd ones, smallest, empty
+# n, samples, outputs, kernel, stride: the model's first layer (outputs of a multiple), odd ones, smallest,
+# empty
 SIGNALS = [(2, 183, 64, 10, 5), (1, 40, 33, 17, 3), (3, 7, 5, 1, 1), (1, 1, 1, 1, 1), (0, 9, 16, 4, 2)]
 
 

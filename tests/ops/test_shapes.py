@@ -1,6 +1,5 @@
-"""The table of shapes:
-
-every case runs, every launch setting is asked for as declared, and the tuner covers them.
+"""The table of shapes: every case runs, every launch setting is asked for as declared, and the tuner covers
+them.
 """
 
 import json

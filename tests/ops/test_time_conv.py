@@ -8,8 +8,8 @@ import nanoemox_kernels as nk
 from nanoemox_kernels.ops.time_conv import reference
 from nanoemox_kernels.ops.time_conv.kernel import time_conv_fwd
 
-# n, T, channels and outputs a group, groups, kernel, stride, padding, trim: a first layer, an inner one, positions, one
-# tap, odd
+# n, T, channels and outputs a group, groups, kernel, stride, padding, trim: a first layer, an inner one,
+# positions, one tap, odd
 SHAPES = [
     (2, 83, 1, 32, 1, 10, 5, 0, 0), (2, 21, 64, 96, 1, 3, 2, 0, 0), (2, 9, 16, 16, 4, 8, 1, 4, 1),
     (2, 70, 24, 80, 1, 1, 1, 0, 0), (1, 7, 5, 3, 3, 7, 1, 3, 0), (1, 1, 1, 1, 1, 1, 1, 0, 0),

@@ -9,8 +9,8 @@ from nanoemox_kernels._tuning import tuned
 from nanoemox_kernels.ops.window_attn import reference
 from nanoemox_kernels.ops.window_attn.kernel import window_attn_fwd
 
-# n, height, width, heads, head size, window, shift: the model's (one of its heads), padded maps with and without a
-# shift, sizes that fill no tile, a window of one, and nothing at all
+# n, height, width, heads, head size, window, shift: the model's (one of its heads), padded maps with and
+# without a shift, sizes that fill no tile, a window of one, and nothing at all
 SHAPES = [
     (1, 14, 14, 2, 32, 7, 3), (2, 7, 7, 2, 32, 7, 0), (1, 9, 15, 1, 24, 7, 3), (2, 5, 6, 3, 5, 4, 0),
     (1, 5, 11, 1, 16, 3, 1), (1, 2, 3, 2, 1, 1, 0), (1, 13, 12, 1, 8, 11, 5), (0, 8, 8, 1, 8, 4, 2),

@@ -14,7 +14,7 @@ def _activation(x_ptr, COUNT, QUICK: tl.constexpr, BLOCK: tl.constexpr):
     mask = place < COUNT
     x = tl.load(x_ptr + place, mask=mask, other=0.0).to(tl.float32)
     if QUICK:
-        root = tl.rsqrt(1.0 + tl.exp2(-2.4554670 * x))  # 1.702 log2 e; squared it costs less than a division
+        root = tl.rsqrt(1.0 + tl.exp2(-2.4554670 * x))  # 1.702 log2 e; a square is cheaper than a division
         y = x * root * root
     else:
         y = gelu(x, x_ptr.dtype.element_ty != tl.float32)

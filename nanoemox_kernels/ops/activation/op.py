@@ -14,7 +14,7 @@ from . import reference
 def _cuda(x: Tensor, quick: bool) -> None:
     if x.dtype not in KERNEL_DTYPES:
         return (reference.quick_gelu_ if quick else reference.gelu_)(x)
-    from .kernel import activation_inplace  # Triton comes in here and nowhere else
+    from .kernel import activation_inplace  # the only import of Triton
 
     activation_inplace(x, quick)
 
@@ -29,25 +29,35 @@ _quick = _register("quick_gelu_", reference.quick_gelu_, True)
 
 
 def gelu_(x: Tensor) -> Tensor:
-    """GELU in its erf form, in place and in one pass (architecture sections 3 and 7).
+    """GELU in its erf form, in place and in one pass.
 
     Args:
-        x: any shape and float dtype, overwritten and returned.
+        x: any shape and float dtype; overwritten.
+
+    Returns:
+        x. In 16 bits a result errs by at most 4e-6 of itself or 4e-10 before it is rounded.
 
     Raises:
         RuntimeError: an input that requires grad.
+
+    Source: docs/architecture.md sections 3 and 7; docs/ops/activation.md.
     """
     return _in_place(_gelu, "gelu_", x)
 
 
 def quick_gelu_(x: Tensor) -> Tensor:
-    """x sigmoid(1.702 x), CLIP's activation, in place and in one pass (architecture section 2).
+    """x sigmoid(1.702 x), CLIP's activation, in place and in one pass.
 
     Args:
-        x: any shape and float dtype, overwritten and returned.
+        x: any shape and float dtype; overwritten.
+
+    Returns:
+        x, computed in fp32 (fp64 for fp64 input).
 
     Raises:
         RuntimeError: an input that requires grad.
+
+    Source: docs/architecture.md section 2; docs/ops/activation.md.
     """
     return _in_place(_quick, "quick_gelu_", x)
 

@@ -1,4 +1,4 @@
-"""gelu_ and quick_gelu_, in plain PyTorch: the definitions that every other implementation is tested against."""
+"""gelu_ and quick_gelu_ in plain PyTorch: the definitions that other implementations are tested against."""
 
 import torch
 from torch import Tensor

@@ -10,7 +10,8 @@ from .._dot import dot, gelu, rows_dot
 from ..temporal_xattn.kernel import _rows_linear
 from .reference import FoldedExpertFusion
 
-# bf16 parts of an fp32 row: all 24 bits where fp32 results follow, as the gates; 16 where only a narrower token does.
+# bf16 parts of an fp32 row: all 24 bits where fp32 results follow, as the gates; 16 where only a narrower
+# token does.
 _ALL, _MOST = 3, 2
 _KEYS = 32  # at most so many keys on chip at a time
 
@@ -44,7 +45,10 @@ def _fusion_project(
     E: tl.constexpr, PARTS: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):
-    """rows [RA+RV,E,H]: both taps in the fusion's width; RA = B*TA rows of audio, then RV = B*TV of vision."""
+    """rows [RA+RV,E,H]: both taps in the fusion's width;
+
+    RA = B*TA rows of audio, then RV = B*TV of vision.
+    """
     tile, tiles = tl.program_id(0), tl.cdiv(RA * E, BLOCK_R)
     if tile < tiles:
         _tap_tile(
@@ -53,7 +57,8 @@ def _fusion_project(
         )
     else:
         _tap_tile(
-            rows_ptr + tl.cast(RA, tl.int64) * E * H, vision_ptr, vision_weight_ptr, bias_ptr, tile - tiles, RV * E,
+            rows_ptr + tl.cast(RA, tl.int64) * E * H, vision_ptr, vision_weight_ptr, bias_ptr, tile - tiles,
+            RV * E,
             TV, DV, H, stride_vb, stride_vt, E, False, PARTS, BLOCK_R, BLOCK_N, BLOCK_K,
         )
 
@@ -91,13 +96,15 @@ def _scores(
 ):
     """Scaled scores of a tile's queries for a block of keys, those of another clip masked."""
     scores = tl.zeros([BLOCK_R, BLOCK_K], dtype=tl.float32)
-    for start in tl.static_range(0, BLOCK_C, 16):  # a few columns at a time: three TF32 products want registers
+    # a few columns at a time: three TF32 products want registers
+    for start in tl.static_range(0, BLOCK_C, 16):
         offs_c = start + tl.arange(0, 16)
         mask_c = offs_c < C
         q = tl.load(query_ptr[:, None] + offs_c[None, :], mask=mask_r[:, None] & mask_c[None, :], other=0.0)
         k = tl.load(key_ptr[:, None] + offs_c[None, :], mask=mask_k[:, None] & mask_c[None, :], other=0.0)
         scores = tl.dot(q, tl.trans(k), scores, input_precision="ieee")
-    seen = (clip_q[:, None] == clip_k[None, :]) & mask_k[None, :] | ~mask_r[:, None]  # a row that is none sees them all
+    # a row that is none sees them all
+    seen = (clip_q[:, None] == clip_k[None, :]) & mask_k[None, :] | ~mask_r[:, None]
     return tl.where(seen, scores * scale, float("-inf"))
 
 
@@ -106,11 +113,13 @@ def _fusion_attend(
     residual_ptr, mean_ptr, square_ptr, attention_ptr, qkv_ptr, rows_ptr, weight_ptr, bias_ptr,
     RA, RV, TA, TV, H, scale,
     E: tl.constexpr, C: tl.constexpr, PARTS: tl.constexpr, TILES: tl.constexpr, SPLIT: tl.constexpr,
-    CLIPS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr,
+    CLIPS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
-    """residual [B,TA,E,H]: attention, output projection and the audio row, for an expert, CLIPS clips of TILES tiles
-    each and a block of outputs. Each block forms the small attention anew, the first stores it. SPLIT: TV > BLOCK_S.
-    Of its part of a row, each block stores the mean and the sum of centred squares, for the LayerNorm to come."""
+    """residual [B,TA,E,H]: attention, output projection and the audio row, for an expert, CLIPS clips of
+    TILES tiles each and a block of outputs. Each block forms the small attention anew, the first stores it.
+    SPLIT: TV > BLOCK_S. Of its part of a row, each block stores the mean and the sum of centred squares, for
+    the LayerNorm to come."""
     BLOCK_T: tl.constexpr = BLOCK_R // CLIPS
     PART: tl.constexpr = 32 if BLOCK_C > 32 else BLOCK_C
     e = tl.program_id(2).to(tl.int64)
@@ -160,7 +169,8 @@ def _fusion_attend(
             for first_c in tl.static_range(0, BLOCK_C, PART):
                 offs_c = first_c + tl.arange(0, PART)
                 mask_c = offs_c < C
-                v = tl.load(key[:, None] + values + offs_c[None, :], mask=mask_k[:, None] & mask_c[None, :], other=0.0)
+                v = tl.load(key[:, None] + values + offs_c[None, :], mask=mask_k[:, None] & mask_c[None, :],
+                    other=0.0)
                 mixed = tl.zeros([BLOCK_R, PART], dtype=tl.float32)
                 for clip in tl.static_range(CLIPS):  # one after the other: 0 * NaN of another clip is NaN
                     own = tl.where((clip_k == first_clip + clip)[:, None], v, 0.0)
@@ -177,7 +187,8 @@ def _fusion_attend(
     acc += tl.load(rows_ptr + place, mask=mask, other=0.0)
     tl.store(residual_ptr + place, acc, mask=mask)
     mean = tl.sum(tl.where(mask_n[None, :], acc, 0.0), axis=1) / tl.sum(mask_n.to(tl.float32), axis=0)
-    centred = acc - mean[:, None]  # the mask is behind the product, lest it fuse with a lane's sum: all lanes store one
+    # the mask is behind the product, lest it fuse with a lane's sum: all lanes store one
+    centred = acc - mean[:, None]
     squares = tl.where(mask_n[None, :], centred * centred, 0.0)
     part = (bt * E + e) * tl.num_programs(1) + tl.program_id(1)
     tl.store(mean_ptr + part, mean, mask=mask_r)
@@ -191,8 +202,9 @@ def _fusion_hidden(
     E: tl.constexpr, PARTS: tl.constexpr, TILES: tl.constexpr, CLIPS: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):
-    """hidden, pooled [B,E,H]: means over T of gelu(W LayerNorm(residual) + b) and of the residual; whole clips a tile,
-    or one clip in TILES tiles. A row's mean and variance come from those of its NP parts, WIDTH numbers each."""
+    """hidden, pooled [B,E,H]: means over T of gelu(W LayerNorm(residual) + b) and of the residual; whole
+    clips a tile, or one clip in TILES tiles. A row's mean and variance come from those of its NP parts, WIDTH
+    numbers each."""
     BLOCK_T: tl.constexpr = BLOCK_R // CLIPS
     e = tl.program_id(2).to(tl.int64)
     first_clip = tl.program_id(0).to(tl.int64) * CLIPS
@@ -245,8 +257,8 @@ def _fusion_token(
     E: tl.constexpr, PARTS: tl.constexpr, LAST_PARTS: tl.constexpr, BLOCK_E: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):
-    """token [B,W]: softmax of the gate, the experts' sum under it, and its projection. Each block of outputs forms the
-    gates anew, the first stores them."""
+    """token [B,W]: softmax of the gate, the experts' sum under it, and its projection. Each block of outputs
+    forms the gates anew, the first stores them."""
     offs_r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_e = tl.arange(0, BLOCK_E)
@@ -259,7 +271,8 @@ def _fusion_token(
     gates = tl.exp(scores - tl.max(scores, axis=1)[:, None])
     gates = gates / tl.sum(gates, axis=1)[:, None]  # [BLOCK_R, BLOCK_E]
     if tl.program_id(1) == 0:
-        tl.store(gates_ptr + offs_r[:, None] * E + offs_e[None, :], gates, mask=mask_r[:, None] & mask_e[None, :])
+        tl.store(gates_ptr + offs_r[:, None] * E + offs_e[None, :], gates,
+            mask=mask_r[:, None] & mask_e[None, :])
     acc = tl.zeros([BLOCK_R, BLOCK_N], dtype=tl.float32)
     for k in range(0, H, BLOCK_K):
         offs_k = k + tl.arange(0, BLOCK_K)
@@ -330,16 +343,19 @@ def expert_fusion_fwd(
         use = tuned("fusion_hidden")
         tile = _tiling(TA, use["BLOCK_R"])
         _fusion_hidden[(cdiv(B, tile["CLIPS"]), cdiv(H, use["BLOCK_N"]), E)](
-            hidden, pooled, residual, means, squares, w.norm, w.norm_bias, w.hidden, w.hidden_bias, B * TA, TA, H,
+            hidden, pooled, residual, means, squares, w.norm, w.norm_bias, w.hidden, w.hidden_bias, B * TA,
+            TA, H,
             parts, 1e-5, E=E, PARTS=_ALL, WIDTH=width, BLOCK_P=triton.next_power_of_2(parts), **tile, **use,
         )
         use = tuned("fusion_last")
         _rows_linear[(cdiv(B, use["BLOCK_R"]), cdiv(H, use["BLOCK_N"]), E)](
-            experts, hidden, w.last, w.last_bias, pooled, B, E, H, H, HAS_RESIDUAL=True, GELU=False, PARTS=_ALL, **use
+            experts, hidden, w.last, w.last_bias, pooled, B, E, H, H, HAS_RESIDUAL=True, GELU=False,
+            PARTS=_ALL, **use
         )
         use = tuned("fusion_gate")
         _rows_linear[(cdiv(B, use["BLOCK_R"]), cdiv(H, use["BLOCK_N"]), 1)](
-            gate_hidden, experts, w.gate_hidden, w.gate_hidden_bias, experts, B, 1, E * H, H, HAS_RESIDUAL=False,
+            gate_hidden, experts, w.gate_hidden, w.gate_hidden_bias, experts, B, 1, E * H, H,
+            HAS_RESIDUAL=False,
             GELU=True, PARTS=_ALL, **use,
         )
         use = tuned("fusion_token")

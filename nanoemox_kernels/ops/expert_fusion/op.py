@@ -24,7 +24,7 @@ def _cpu(audio: Tensor, vision: Tensor, folded: list[Tensor], heads: int) -> tup
 def _cuda(audio: Tensor, vision: Tensor, folded: list[Tensor], heads: int) -> tuple[Tensor, Tensor, Tensor]:
     if any(t.dtype not in KERNEL_DTYPES for t in (audio, vision, *folded)):
         return _reference(audio, vision, folded, heads)
-    from .kernel import expert_fusion_fwd  # Triton comes in here and nowhere else
+    from .kernel import expert_fusion_fwd  # the only import of Triton
 
     return expert_fusion_fwd(audio, vision, FoldedExpertFusion(*folded), heads)
 
@@ -53,7 +53,7 @@ def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 
 def _backward(ctx: Any, *grads: Tensor) -> tuple:
-    with torch.enable_grad():  # training is rare: differentiate the definition, keep no second kernel
+    with torch.enable_grad():  # training is rare: no second kernel
         inputs = [t.detach().requires_grad_() for t in ctx.saved_tensors]
         outputs = reference.expert_fusion_folded(
             inputs[0], inputs[1], FoldedExpertFusion(*inputs[2:]), ctx.heads
@@ -80,18 +80,25 @@ def expert_fusion(
     need_attention: bool = False,
     heads: int = 8,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The whole multi-scale fusion encoder on the deployed path (architecture section 7).
+    """The whole multi-scale fusion: E experts of cross-attention, their gate, the mean over time, the
+    projection.
 
     Args:
-        audio: [B,Ta,E*Da], vision: [B,Tv,E*Dv]: the taps of the encoders side by side, any float dtype.
-        weights: raw, which runs the definition, or folded by `fold_expert_fusion`, which runs the kernels.
+        audio: [B,Ta,E*Da], the taps of the audio encoder next to each other, any float dtype; Ta at least 1.
+        vision: [B,Tv,E*Dv], the taps of the vision encoder, like audio.
+        weights: `ExpertFusionWeights`, which run the definition, or folded by `fold_expert_fusion`, which run
+            the kernels.
         need_attention: return each expert's attention too.
+        heads: of each expert's attention; they divide H.
 
     Returns:
-        token [B,W] in the dtype of audio; gates [B,E] and attention [B,E,h,Ta,Tv] | None in fp32 (fp64 for fp64 input).
+        token [B,W] in the dtype of audio, gates [B,E], attention [B,E,heads,Ta,Tv] or None; gates and
+        attention in fp32 (fp64 for fp64 input).
 
     Raises:
         ValueError: shapes that do not fit together.
+
+    Source: docs/architecture.md section 7; docs/ops/expert_fusion.md.
     """
     if isinstance(weights, FoldedExpertFusion):
         first, second, gate = weights.audio, weights.vision, weights.gate
@@ -125,15 +132,16 @@ def _check(weights: ExpertFusionWeights | FoldedExpertFusion, E: int, Da: int, D
     ).shape[0]
     row, square = (E, H), (E, H, H)
     if isinstance(weights, FoldedExpertFusion):
-        wanted: list[tuple[int, ...]] = [
+        expected: list[tuple[int, ...]] = [
             (H, Da), (H,), (H, Dv), (E, 3 * H, H), row, square, row, row, row, square, row, square, row,
             (H, E * H), (H,), row, (E,), (W, H), (W,),
         ]  # fmt: skip
     else:
-        wanted = [
-            (H, Da), (H,), (H, Dv), (H,), (E, 3 * H, H), (E, 3 * H), square, row, row, row, square, row, square, row,
-            (H, E * H), (H,), row, (E,), (W, H), (W,),
+        expected = [
+            (H, Da), (H,), (H, Dv), (H,), (E, 3 * H, H), (E, 3 * H), square, row, row, row, square, row,
+            square,
+            row, (H, E * H), (H,), row, (E,), (W, H), (W,),
         ]  # fmt: skip
-    for name, tensor, shape in zip(weights._fields, weights, wanted, strict=True):
+    for name, tensor, shape in zip(weights._fields, weights, expected, strict=True):
         if tuple(tensor.shape) != shape:
             raise ValueError(f"want {name} {list(shape)}, got {list(tensor.shape)}")

@@ -35,7 +35,10 @@ class ExpertFusionWeights(NamedTuple):
 
 
 class FoldedExpertFusion(NamedTuple):
-    """The same matrices; biases merged where they only ever meet in a sum (docs/ops/expert_fusion.md). Biases: fp32."""
+    """The same matrices; biases merged where they only ever meet in a sum (docs/ops/expert_fusion.md).
+
+    Biases: fp32.
+    """
 
     audio: Tensor  # [H,Da]
     audio_bias: Tensor  # [H]
@@ -66,7 +69,9 @@ def _each(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def expert_fusion(
     audio: Tensor, vision: Tensor, weights: ExpertFusionWeights, heads: int = 8, eps: float = 1e-5
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """audio [B,Ta,E*Da], vision [B,Tv,E*Dv] -> token [B,W], gates [B,E], attention [B,E,h,Ta,Tv]; in fp32 or wider."""
+    """audio [B,Ta,E*Da], vision [B,Tv,E*Dv] -> token [B,W], gates [B,E], attention [B,E,h,Ta,Tv]; in fp32 or
+    wider.
+    """
     acc = torch.promote_types(audio.dtype, torch.float32)
     w = ExpertFusionWeights(*(t.to(acc) for t in weights))
     E, H = w.gate_mlp_3_weight.shape
@@ -98,7 +103,7 @@ def expert_fusion(
 
 
 def fold_expert_fusion(weights: ExpertFusionWeights) -> FoldedExpertFusion:
-    """Merge biases in fp64; the matrices stay the caller's own storage. For inference: gradients do not pass."""
+    """Merge biases in fp64; the matrices keep the caller's storage. For inference: no gradient passes."""
     w = ExpertFusionWeights(*(t.detach() for t in weights))
     d = ExpertFusionWeights(*(t.double() for t in w))
     query_bias, _, value_bias = d.cross_attns_in_proj_bias.chunk(3, 1)
@@ -111,9 +116,11 @@ def fold_expert_fusion(weights: ExpertFusionWeights) -> FoldedExpertFusion:
         "gate_hidden": w.gate_mlp_0_weight, "gate": w.gate_mlp_3_weight, "project": w.multi_llama_proj_weight,
     }  # fmt: skip
     vectors = {
-        "audio_bias": d.audio_proj_bias, "query_bias": query_bias, "out_bias": out_bias, "norm": d.ffns_0_weight,
+        "audio_bias": d.audio_proj_bias, "query_bias": query_bias, "out_bias": out_bias,
+        "norm": d.ffns_0_weight,
         "norm_bias": d.ffns_0_bias, "hidden_bias": d.ffns_1_bias, "last_bias": d.ffns_4_bias,
-        "gate_hidden_bias": d.gate_mlp_0_bias, "gate_bias": d.gate_mlp_3_bias, "project_bias": d.multi_llama_proj_bias,
+        "gate_hidden_bias": d.gate_mlp_0_bias, "gate_bias": d.gate_mlp_3_bias,
+        "project_bias": d.multi_llama_proj_bias,
     }  # fmt: skip
     return FoldedExpertFusion(
         **{name: t.contiguous() for name, t in matrices.items()},

@@ -16,7 +16,7 @@ def _cuda(
 ) -> tuple[Tensor, Tensor]:
     if any(t.dtype not in KERNEL_DTYPES for t in (experts, w1, b1, w2, b2)):
         return _reference(experts, w1, b1, w2, b2, pooled)
-    from .kernel import expert_gate_fwd  # Triton comes in here and nowhere else
+    from .kernel import expert_gate_fwd  # the only import of Triton
 
     return expert_gate_fwd(experts, w1, b1, w2, b2, pooled)
 
@@ -50,14 +50,15 @@ def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 
 def _backward(ctx: Any, grad_out: Tensor, grad_gates: Tensor) -> tuple:
-    with torch.enable_grad():  # training is rare: differentiate the definition, keep no second kernel
+    with torch.enable_grad():  # training is rare: no second kernel
         inputs = [t.detach().requires_grad_() for t in ctx.saved_tensors]
         outputs = reference.expert_gate(*inputs, pooled=ctx.pooled)
         return (*torch.autograd.grad(outputs, inputs, (grad_out, grad_gates)), None)
 
 
 _op = register(
-    "expert_gate(Tensor experts, Tensor w1, Tensor b1, Tensor w2, Tensor b2, bool pooled) -> (Tensor, Tensor)",
+    "expert_gate(Tensor experts, Tensor w1, Tensor b1, Tensor w2, Tensor b2, bool pooled)"
+    " -> (Tensor, Tensor)",
     reference=_reference,
     fake=_fake,
     cuda=_cuda,
@@ -69,24 +70,29 @@ _op = register(
 def expert_gate(
     experts: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, *, pooled: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """G1*E1 + G2*E2 + ...: experts weighed by a gate that sees them all (architecture section 7).
+    """Gated sum of experts, G1*E1 + G2*E2 + ..., with gates made of the means of all experts.
 
     Args:
-        experts: [B,E,T,H], any float dtype, any strides.
-        w1, b1: [H,E*H], [H]; w2, b2: [E,H], [E]; the gate's two linear layers with an erf GELU between.
-        pooled: return the mean over T, and never write [B,T,H].
+        experts: [B,E,T,H], any float dtype, any strides; E and T at least 1.
+        w1: [H,E*H], weight of the gate's first linear layer, any float dtype.
+        b1: [H], its bias; an erf GELU follows.
+        w2: [E,H], weight of the second.
+        b2: [E], its bias; a softmax follows.
+        pooled: return the mean over T; [B,T,H] is then never written.
 
     Returns:
         out [B,T,H], or [B,H] if pooled, in the dtype of `experts`; gates [B,E] in fp32 (fp64 for fp64 input).
 
     Raises:
         ValueError: shapes that do not fit together.
+
+    Source: docs/architecture.md section 7; docs/ops/expert_gate.md.
     """
     if experts.ndim != 4 or experts.shape[1] < 1 or experts.shape[2] < 1:
         raise ValueError(f"want experts [B, E, T, H] with E and T of at least 1, got {list(experts.shape)}")
     E, H = experts.shape[1], experts.shape[3]
-    wanted = {"w1": (H, E * H), "b1": (H,), "w2": (E, H), "b2": (E,)}
-    for (name, shape), tensor in zip(wanted.items(), (w1, b1, w2, b2), strict=True):
+    expected = {"w1": (H, E * H), "b1": (H,), "w2": (E, H), "b2": (E,)}
+    for (name, shape), tensor in zip(expected.items(), (w1, b1, w2, b2), strict=True):
         if tuple(tensor.shape) != shape:
             raise ValueError(
                 f"want {name} {list(shape)} for experts {list(experts.shape)}, got {list(tensor.shape)}"

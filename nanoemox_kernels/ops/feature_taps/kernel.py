@@ -1,4 +1,5 @@
-"""Triton kernels of feature_taps_: one pass for residual add and LayerNorm, one for a tapped layer's pooling."""
+"""Triton kernels of feature_taps_: one pass for residual add and LayerNorm, one for a tapped layer's pooling.
+"""
 
 import torch
 import triton
@@ -13,10 +14,12 @@ def _residual_norm(
     y_ptr, hidden_ptr, update_ptr, weight_ptr, bias_ptr, tap_ptr, tap_weight,
     R, N, eps,
     stride_hr, stride_hn, stride_ur, stride_un, stride_tr, stride_td,
-    D: tl.constexpr, HAS_UPDATE: tl.constexpr, HAS_NORM: tl.constexpr, HAS_BIAS: tl.constexpr, TAP: tl.constexpr,
+    D: tl.constexpr, HAS_UPDATE: tl.constexpr, HAS_NORM: tl.constexpr, HAS_BIAS: tl.constexpr,
+    TAP: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):
-    """Some of R = items * N rows: h += update, y = LayerNorm(h). The variance is a second pass over registers.
+    """Some of R = items * N rows: h += update, y = LayerNorm(h). The variance is a second pass over
+    registers.
 
     TAP: 1, row 0 of h, or 2, of y, goes to the tap, an item a row.
     """
@@ -76,7 +79,8 @@ def _tap_pool(
     stride_or, stride_od, stride_hr, stride_hn, stride_hd,
     MEAN: tl.constexpr, FEW: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):
-    """One r and a block of D: out += weight * pooled; a mean is the sum of N rows, FEW or not, over `count`."""
+    """One r and a block of D: out += weight * pooled; a mean is the sum of N rows, FEW or not, over `count`.
+    """
     r = tl.program_id(0).to(tl.int64)
     offs_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     mask_d = offs_d < D
@@ -128,10 +132,12 @@ def residual_norm_fwd(
     out, share, of_norm = tap or (y, 0.0, False)
     with on_device_of(y):
         _residual_norm[(triton.cdiv(R * N, rows),)](
-            y, work, work if update is None else update, y if weight is None else weight, y if bias is None else bias,
+            y, work, work if update is None else update, y if weight is None else weight,
+            y if bias is None else bias,
             out, share, R * N, N, eps, *work.stride()[:2], *(work if update is None else update).stride()[:2],
             *out.stride()[:2], D=D, HAS_UPDATE=update is not None, HAS_NORM=weight is not None,
-            HAS_BIAS=weight is not None and bias is not None, TAP=0 if tap is None else 1 + of_norm, BLOCK_R=rows,
+            HAS_BIAS=weight is not None and bias is not None, TAP=0 if tap is None else 1 + of_norm,
+            BLOCK_R=rows,
             BLOCK_D=block, **use,
         )
     if work is not hidden:
@@ -145,10 +151,12 @@ def tap_pool_fwd(out: Tensor, hidden: Tensor, weight: float, mean: bool) -> None
         return
     part = tuned("tap_part")
     with on_device_of(out):
-        if mean and 2 * part["SPAN"] < N:  # few images of many rows: too few programs, were a sum one program's
+        # few images of many rows: too few programs, were a sum one program's
+        if mean and 2 * part["SPAN"] < N:
             parts = triton.cdiv(N, part["SPAN"])
             sums = torch.empty(R, parts, D, dtype=torch.float32, device=out.device)
-            _tap_part[(R, triton.cdiv(D, part["BLOCK_D"]), parts)](sums, hidden, N, D, *hidden.stride(), **part)
+            _tap_part[(R, triton.cdiv(D, part["BLOCK_D"]), parts)](sums, hidden, N, D, *hidden.stride(),
+                **part)
             hidden, N, settings = sums, parts, tuned("tap_sum")
         else:
             settings = tuned("tap_pool" if mean else "tap_row")

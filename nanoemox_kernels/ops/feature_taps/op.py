@@ -1,4 +1,6 @@
-"""Schemas, checks and dispatch of feature_taps_ and tap_pool_. Both write into their arguments: inference only."""
+"""Schemas, checks and dispatch of feature_taps_ and tap_pool_. Both write into their arguments: inference
+only.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +32,7 @@ class Tap:
 def _tap_pool_cuda(out: Tensor, hidden: Tensor, weight: float, mean: bool) -> None:
     if out.dtype != torch.float32 or hidden.dtype not in KERNEL_DTYPES:
         return reference.tap_pool_(out, hidden, weight, mean)
-    from .kernel import tap_pool_fwd  # Triton comes in here and nowhere else
+    from .kernel import tap_pool_fwd  # the only import of Triton
 
     tap_pool_fwd(out, hidden, weight, mean)
 
@@ -46,17 +48,18 @@ def _feature_taps_cuda(
     from_norm: list[bool],
     means: list[bool],
 ) -> Tensor:
-    held = [t for t in (hidden, update, norm_weight, norm_bias) if t is not None]
-    if any(t.dtype not in KERNEL_DTYPES for t in held):
+    tensors = [t for t in (hidden, update, norm_weight, norm_bias) if t is not None]
+    if any(t.dtype not in KERNEL_DTYPES for t in tensors):
         return reference.feature_taps_(
             hidden, update, norm_weight, norm_bias, eps, outs, weights, from_norm, means
         )
     from .kernel import residual_norm_fwd
 
     taps = list(zip(outs, weights, from_norm, means, strict=True))
+    # The first tap of row 0 is written by the norm's own launch.
     row = next((i for i, (out, *_, mean) in enumerate(taps) if not mean and out.dtype == torch.float32), None)
-    on_the_way = None if row is None else taps.pop(row)[:3]
-    y = residual_norm_fwd(hidden, update, norm_weight, norm_bias, eps, on_the_way)
+    fused_tap = None if row is None else taps.pop(row)[:3]
+    y = residual_norm_fwd(hidden, update, norm_weight, norm_bias, eps, fused_tap)
     for out, weight, norm, mean in taps:
         _tap_pool_cuda(out, y if norm else hidden, weight, mean)
     return y
@@ -111,14 +114,20 @@ _taps = register(
 
 
 def tap_pool_(out_slice: Tensor, hidden: Tensor, weight: float = 1.0, select: str = "cls") -> None:
-    """Add `weight` times row 0 ("cls") or the mean over rows ("mean") of a hidden state to a slice of a buffer.
+    """Add `weight` times row 0 ("cls") or the mean over rows ("mean") of a hidden state to a slice of a
+    buffer.
 
     Args:
-        out_slice: [R,D], fp32 (fp64 for fp64 hidden), written in place; any strides.
+        out_slice: [R,D], fp32 (fp64 for fp64 hidden), any strides; added to in place.
         hidden: [R,N,D], any float dtype, N of at least 1.
+        weight: factor of what is added.
+        select: "cls" (row 0) or "mean" (over the N rows).
 
     Raises:
-        ValueError: shapes or names that do not exist. RuntimeError: an input that requires grad.
+        ValueError: shapes that do not fit together, or a selection that does not exist.
+        RuntimeError: an input that requires grad.
+
+    Source: docs/architecture.md sections 2 and 3; docs/ops/feature_taps.md.
     """
     _check(hidden, [Tap(out_slice, weight, select=select)], False)
     _refuse_grad(out_slice, hidden)
@@ -134,18 +143,24 @@ def feature_taps_(
     eps: float = 1e-5,
     taps: Sequence[Tap] = (),
 ) -> Tensor:
-    """The end of one transformer layer and the start of the next: residual add, LayerNorm, taps (architecture 2 and 3).
+    """The end of one transformer layer and the start of the next: residual add, LayerNorm, taps.
 
     Args:
-        hidden: [R,N,D], the residual stream, updated in place: hidden += update.
-        update: [R,N,D] or None; norm_weight, norm_bias: [D] or None.
-        taps: what to keep of this layer; nothing else of it survives.
+        hidden: [R,N,D], the residual stream, any float dtype; updated in place: hidden += update.
+        update: [R,N,D], what the layer adds, or None.
+        norm_weight: [D], gain of the LayerNorm, or None for no norm.
+        norm_bias: [D], its bias, or None.
+        eps: of the LayerNorm.
+        taps: what is added to buffers of this layer's output.
 
     Returns:
         [R,N,D]: LayerNorm(hidden), or a copy of hidden where there is no norm.
 
     Raises:
-        ValueError: shapes or names that do not exist. RuntimeError: an input that requires grad.
+        ValueError: shapes that do not fit together, or a source or selection that does not exist.
+        RuntimeError: an input that requires grad.
+
+    Source: docs/architecture.md sections 2 and 3; docs/ops/feature_taps.md.
     """
     _check(hidden, taps, norm_weight is not None)
     if update is not None and update.shape != hidden.shape:

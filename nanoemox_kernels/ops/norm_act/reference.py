@@ -1,4 +1,4 @@
-"""norm_act and conv_norm_act, in plain PyTorch: the definition that every other implementation is tested against."""
+"""norm_act and conv_norm_act in plain PyTorch: the definitions that other implementations are tested against."""
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +11,10 @@ def norm_act(x: Tensor, weight: Tensor, bias: Tensor, eps: float, gelu: bool) ->
 
 
 def conv_norm_act(
-    x: Tensor, weight: Tensor, bias: Tensor | None, norm_weight: Tensor, norm_bias: Tensor, stride: int, eps: float,
-    gelu: bool,
+    x: Tensor, weight: Tensor, bias: Tensor | None, norm_weight: Tensor, norm_bias: Tensor,
+    stride: int, eps: float, gelu: bool,
 ) -> Tensor:  # fmt: skip
-    """act(LayerNorm(conv(x) + b)), one channel in, outputs last; in fp32 or wider."""
+    """act(LayerNorm(conv(x) + b)) of a signal of one channel, outputs last; in fp32 or wider."""
     wide = _wide(x)
     filters = weight.to(wide.dtype)[:, None]
     out = F.conv1d(wide[:, None], filters, None if bias is None else bias.to(wide.dtype), stride)
@@ -43,6 +43,6 @@ def cost(rows: int, D: int, *, itemsize: int = 2) -> tuple[int, int]:
 def conv_cost(
     n: int, samples: int, out: int, kernel: int, stride: int, *, itemsize: int = 2
 ) -> tuple[int, int]:
-    """The same of conv_norm_act."""
+    """(bytes moved at least, FLOPs) of conv_norm_act."""
     rows = n * steps(samples, kernel, stride)
     return itemsize * (n * samples + out * (kernel + 3) + rows * out), rows * out * (2 * kernel + 8)

@@ -1,4 +1,4 @@
-"""Triton kernels of temporal_xattn on folded weights: attention, then two linear layers over all rows (b, m)."""
+"""Triton kernels of temporal_xattn on folded weights: attention, then two linear layers on all rows (b, m)."""
 
 import torch
 import triton
@@ -17,7 +17,7 @@ def _xattn_context(
     stride_xb, stride_xt,
     HEADS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):
-    """One b, one query m, one head: softmax over frames, and the frames' sum under it."""
+    """A clip b, a query m and a head: softmax over frames and the weighted sum of frames."""
     b, m, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2)
     offs_t, offs_c = tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_C)
     mask_t, mask_c = offs_t < T, offs_c < C
@@ -41,7 +41,7 @@ def _rows_linear(
     HAS_RESIDUAL: tl.constexpr, GELU: tl.constexpr, PARTS: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):
-    """out [R,E,N] = rows [R,E,K] W[e]^T + b[e], a tile a program, so that a weight is read once for BLOCK_R rows."""
+    """out [R,E,N] = rows [R,E,K] W[e]^T + b[e], a tile per program: a weight is read once for BLOCK_R rows."""
     e = tl.program_id(2).to(tl.int64)
     offs_r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -75,14 +75,16 @@ def temporal_xattn_fwd(x: Tensor, weights: FoldedTemporalXattn) -> tuple[Tensor,
     with on_device_of(out):
         _xattn_context[(B, M, heads)](
             context, attention, x, scores, T, C, M, *x.stride()[:2],
-            HEADS=heads, BLOCK_T=triton.next_power_of_2(T), BLOCK_C=triton.next_power_of_2(C), **tuned("xattn_context"),
+            HEADS=heads, BLOCK_T=triton.next_power_of_2(T), BLOCK_C=triton.next_power_of_2(C),
+            **tuned("xattn_context"),
         )
-        for result, given, weight, bias, K, N, activate in (
+        for result, inputs, weight, bias, K, N, activate in (
             (hidden, context, mix, mix_bias, heads * C, P, True),
             (out, hidden, project, project_bias, P, W, False),
         ):
             grid = triton.cdiv(rows, settings["BLOCK_R"]), triton.cdiv(N, settings["BLOCK_N"])
             _rows_linear[grid](
-                result, given, weight, bias, bias, rows, 1, K, N, HAS_RESIDUAL=False, GELU=activate, PARTS=2, **settings
+                result, inputs, weight, bias, bias, rows, 1, K, N, HAS_RESIDUAL=False, GELU=activate, PARTS=2,
+                **settings
             )
     return out, attention

@@ -18,7 +18,7 @@ def _cuda(
     folded = FoldedTemporalXattn(scores, mix, mix_bias, project, project_bias)
     if any(t.dtype not in KERNEL_DTYPES for t in (x, *folded)):
         return _reference(x, *folded)
-    from .kernel import temporal_xattn_fwd  # Triton comes in here and nowhere else
+    from .kernel import temporal_xattn_fwd  # the only import of Triton
 
     return temporal_xattn_fwd(x, folded)
 
@@ -54,8 +54,8 @@ def _backward(ctx: Any, grad_tokens: Tensor, grad_attention: Tensor) -> tuple:
 
 
 _op = register(
-    "temporal_xattn(Tensor x, Tensor scores, Tensor mix, Tensor mix_bias, Tensor project, Tensor project_bias)"
-    " -> (Tensor, Tensor)",
+    "temporal_xattn(Tensor x, Tensor scores, Tensor mix, Tensor mix_bias, Tensor project,"
+    " Tensor project_bias) -> (Tensor, Tensor)",
     reference=_reference,
     fake=_fake,
     cuda=_cuda,
@@ -71,19 +71,22 @@ def temporal_xattn(
     need_attention: bool = False,
     heads: int = 4,
 ) -> tuple[Tensor, Tensor | None]:
-    """Facial temporal cross-attention: learned queries over frames, then the projector (architecture section 8).
+    """Facial temporal cross-attention: learned queries over frames, followed by a projector.
 
     Args:
-        x: [B,T,C] frame features, any float dtype, any T of at least 1.
-        weights: raw, which runs the definition, or folded by `fold_temporal_xattn`, which runs the kernels.
+        x: [B,T,C], features of the frames, any float dtype; T at least 1.
+        weights: `TemporalXattnWeights`, which run the definition, or folded by `fold_temporal_xattn`, which
+            run the kernels.
         need_attention: return the attention over frames too.
-        heads: of raw weights; folded ones know.
+        heads: of the attention, for weights that are not folded; they divide C.
 
     Returns:
         tokens [B,M,W] in the dtype of x; attention [B,h,M,T] in fp32 (fp64 for fp64 input), or None.
 
     Raises:
         ValueError: shapes that do not fit together.
+
+    Source: docs/architecture.md section 8; docs/ops/temporal_xattn.md.
     """
     if x.ndim != 3 or x.shape[1] < 1:
         raise ValueError(f"want x [B, T, C] with T of at least 1, got {list(x.shape)}")
@@ -99,16 +102,16 @@ def _check(weights: TemporalXattnWeights | FoldedTemporalXattn, C: int, heads: i
     if isinstance(weights, FoldedTemporalXattn):
         h, M, _ = weights.scores.shape
         P, W = weights.mix.shape[0], weights.project.shape[0]
-        wanted = [(h, M, C), (P, h, C), (P,), (W, P), (W,)]
+        expected = [(h, M, C), (P, h, C), (P,), (W, P), (W,)]
     else:
         M, P, W = (
             weights.query.shape[0],
             weights.face_proj_0_weight.shape[0],
             weights.face_proj_3_weight.shape[0],
         )
-        wanted = [(M, C), (3 * C, C), (3 * C,), (C, C), (C,), (P, C), (P,), (W, P), (W,)]
+        expected = [(M, C), (3 * C, C), (3 * C,), (C, C), (C,), (P, C), (P,), (W, P), (W,)]
         if C % heads:
-            raise ValueError(f"a width of {C} cannot be shared by {heads} heads")
-    for name, tensor, shape in zip(weights._fields, weights, wanted, strict=True):
+            raise ValueError(f"a width of {C} is not divisible by {heads} heads")
+    for name, tensor, shape in zip(weights._fields, weights, expected, strict=True):
         if tuple(tensor.shape) != shape:
             raise ValueError(f"want {name} {list(shape)} for frames of width {C}, got {list(tensor.shape)}")

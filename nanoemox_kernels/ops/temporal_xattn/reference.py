@@ -1,4 +1,4 @@
-"""temporal_xattn, in plain PyTorch, and its folded form."""
+"""temporal_xattn in plain PyTorch, the definition, and its folded form."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class TemporalXattnWeights(NamedTuple):
-    """Raw weights under their official names, less the prefix `facial_encoder.` and with dots as underscores."""
+    """Raw weights by official name, without the prefix `facial_encoder.` and with dots as underscores."""
 
     query: Tensor  # [M,C]
     attn_in_proj_weight: Tensor  # [3C,C]
@@ -22,9 +22,9 @@ class TemporalXattnWeights(NamedTuple):
 
 
 class FoldedTemporalXattn(NamedTuple):
-    """What is left of the weights once everything linear is multiplied out (docs/ops/temporal_xattn.md)."""
+    """Weights with adjacent linear layers multiplied together (docs/ops/temporal_xattn.md)."""
 
-    scores: Tensor  # [h,M,C]: what each head's queries look for in a frame
+    scores: Tensor  # [h,M,C]: each head's queries times the key projection
     mix: Tensor  # [P,h,C]: value, output projection and the projector's first layer of each head
     mix_bias: Tensor  # [P], fp32
     project: Tensor  # [W,P]
@@ -36,7 +36,10 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def temporal_xattn(x: Tensor, weights: TemporalXattnWeights, heads: int = 4) -> tuple[Tensor, Tensor]:
-    """Learned queries attend over frames; a two-layer projector follows. x [B,T,C] -> [B,M,W], attention [B,h,M,T]."""
+    """Learned queries attend over frames; a two-layer projector follows.
+
+    x [B,T,C] -> [B,M,W], attention [B,h,M,T].
+    """
     w = TemporalXattnWeights(*(_wide(t) for t in weights))
     frames = _wide(x)
     C = x.shape[-1]
@@ -53,7 +56,17 @@ def temporal_xattn(x: Tensor, weights: TemporalXattnWeights, heads: int = 4) -> 
 
 
 def fold_temporal_xattn(weights: TemporalXattnWeights, heads: int = 4) -> FoldedTemporalXattn:
-    """Fold in fp64; matrices in the dtype of the weights, biases in fp32. For inference: gradients do not pass."""
+    """Fold in fp64; matrices in the dtype of the weights, biases in fp32. For inference: not differentiable.
+
+    Args:
+        weights: the raw weights, of one dtype.
+        heads: of the attention; they divide C.
+
+    Returns:
+        The weights for the kernels; the shapes are those of the fields.
+
+    Source: docs/architecture.md section 8; docs/ops/temporal_xattn.md.
+    """
     dtype = weights.query.dtype
     wide = torch.promote_types(dtype, torch.float32)
     w = TemporalXattnWeights(*(t.detach().double() for t in weights))

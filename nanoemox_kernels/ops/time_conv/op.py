@@ -25,13 +25,13 @@ def _cuda(
         or (bias is not None and bias.dtype != x.dtype)
     ):
         return _reference(x, weight, bias, kernel, stride, padding, trim, gelu)
-    from .kernel import time_conv_fwd  # Triton comes in here and nowhere else
+    from .kernel import time_conv_fwd  # the only import of Triton
 
     return time_conv_fwd(x, weight, bias, kernel, stride, padding, trim, gelu)
 
 
-def _reference(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
-    return reference.time_conv(x, weight, bias, *rest).contiguous()
+def _reference(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+    return reference.time_conv(x, weight, bias, *options).contiguous()
 
 
 def _fake(
@@ -51,20 +51,20 @@ def _fake(
 
 def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:3])
-    ctx.rest = inputs[3:]
+    ctx.options = inputs[3:]
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple:
-    with torch.enable_grad():  # training is rare: differentiate the definition, keep no second kernel
-        given = [None if t is None else t.detach().requires_grad_() for t in ctx.saved_tensors]
-        out = reference.time_conv(given[0], given[1], given[2], *ctx.rest)  # type: ignore[arg-type]
-        found = iter(torch.autograd.grad(out, [t for t in given if t is not None], grad))
-        return (*(None if t is None else next(found) for t in given), *[None] * 5)
+    with torch.enable_grad():  # training is rare: no second kernel
+        inputs = [None if t is None else t.detach().requires_grad_() for t in ctx.saved_tensors]
+        out = reference.time_conv(inputs[0], inputs[1], inputs[2], *ctx.options)  # type: ignore[arg-type]
+        grads = iter(torch.autograd.grad(out, [t for t in inputs if t is not None], grad))
+        return (*(None if t is None else next(grads) for t in inputs), *[None] * 5)
 
 
 _op = register(
-    "time_conv(Tensor x, Tensor weight, Tensor? bias, int kernel, int stride, int padding, int trim, bool gelu)"
-    " -> Tensor",
+    "time_conv(Tensor x, Tensor weight, Tensor? bias, int kernel, int stride, int padding, int trim,"
+    " bool gelu) -> Tensor",
     reference=_reference,
     fake=_fake,
     cuda=_cuda,
@@ -83,24 +83,32 @@ def time_conv(
     trim: int = 0,
     gelu: bool = False,
 ) -> Tensor:
-    """Convolution along time, channels last, with bias and erf GELU behind it (architecture section 3).
+    """Convolution along time, channels last, followed by bias and erf GELU.
 
     Args:
-        x: [n,T,C*groups], any float dtype, T such that one step is left at least; groups follow from the weight.
-        weight: [out,kernel*C], a filter a row: the channels of the first tap, of the second, and so on.
+        x: [n,T,C*groups], any float dtype, T large enough for at least one step. The weight determines the
+            number of groups.
+        weight: [out,kernel*C], one filter per row: the channels of the first tap, then of the second, and so on.
         bias: [out] or None.
-        padding: zeros at both ends; trim: steps at the end that are not wanted.
+        kernel: taps of a filter.
+        stride: of the convolution.
+        padding: zeros added at each end.
+        trim: steps removed at the end of the result.
+        gelu: apply GELU to the result.
 
     Returns:
         [n,T',out] in the dtype of x, T' = (T + 2 padding - kernel) // stride + 1 - trim.
 
     Raises:
         ValueError: shapes that do not fit together.
+
+    Source: docs/architecture.md section 3; docs/ops/time_conv.md.
     """
     if x.ndim != 3 or weight.ndim != 2 or min(kernel, stride, padding + 1, trim + 1) < 1:
         raise ValueError(
-            f"want x [n, T, C*groups], weight [out, kernel*C], kernel and stride of at least 1, got {list(x.shape)}, "
-            f"{list(weight.shape)}, kernel {kernel}, stride {stride}, padding {padding}, trim {trim}"
+            f"want x [n, T, C*groups], weight [out, kernel*C], kernel and stride of at least 1, got "
+            f"{list(x.shape)}, {list(weight.shape)}, kernel {kernel}, stride {stride}, padding {padding}, "
+            f"trim {trim}"
         )
     C, odd = weight.shape[1] // kernel, weight.shape[1] % kernel  # no divmod: torch.compile cannot trace it
     if odd or C < 1 or x.shape[2] % C or weight.shape[0] % (x.shape[2] // C):

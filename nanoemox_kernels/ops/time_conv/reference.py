@@ -1,4 +1,4 @@
-"""time_conv, in plain PyTorch: the definition that every other implementation is tested against."""
+"""time_conv in plain PyTorch: the definition that every other implementation is tested against."""
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ def time_conv(
     trim: int,
     gelu: bool,
 ) -> Tensor:
-    """act(conv(x) + b), the last `trim` steps left out; in fp32 or wider."""
+    """act(conv(x) + b), without the last `trim` steps; in fp32 or wider."""
     acc = torch.promote_types(x.dtype, torch.float32)
     groups = x.shape[2] * kernel // weight.shape[1]
     filters = weight.to(acc).unflatten(1, (kernel, -1)).transpose(1, 2)

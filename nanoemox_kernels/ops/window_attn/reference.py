@@ -1,15 +1,15 @@
-"""window_attn, in plain PyTorch: the definition that every other implementation is tested against."""
+"""window_attn in plain PyTorch: the definition that every other implementation is tested against."""
 
 import torch
 from torch import Tensor
 
-_SEPARATE = -100.0  # what Swin adds to the scores of positions that only the shift has brought together
+_SEPARATE = -100.0  # Swin adds it to the scores of positions that only the shift brings together
 
 
 def window_attn(
     qkv: Tensor, bias: Tensor, padding: Tensor | None, height: int, width: int, window: int, shift: int
 ) -> Tensor:
-    """Padding, rolling, cutting, attention in fp32 or wider with bias and shift mask, and all of it back."""
+    """Pad, roll, split into windows, attend in fp32 or wider with bias and shift mask, and undo the first three."""
     n, heads, N = len(qkv), len(bias), window**2
     acc = torch.promote_types(qkv.dtype, torch.float32)
     size = height + -height % window, width + -width % window
