@@ -4,7 +4,6 @@ import argparse
 import os
 import signal
 import sys
-import traceback
 import warnings
 from typing import Any, NoReturn
 
@@ -56,6 +55,8 @@ def main(argv: list[str] | None = None) -> int:
         return code
     except (Exception, KeyboardInterrupt) as error:
         if getattr(args, "traceback", False):
+            import traceback
+
             traceback.print_exception(error)
         return _report(error)
 

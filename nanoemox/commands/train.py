@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
@@ -40,6 +39,8 @@ def _train(args: argparse.Namespace) -> int:
 
     config = read_config(args.config, order=args.order, out=args.out, data=args.data)
     if args.model is not None:
+        from dataclasses import replace  # imports much, which --help must not wait for
+
         config = replace(config, model=replace(config.model, bundle=args.model, components=None))
     if args.dry_run:
         return _dry_run(args, config)

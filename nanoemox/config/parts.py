@@ -171,7 +171,7 @@ class BranchConfig(Sizes):
 
 @dataclass(frozen=True, kw_only=True)
 class FusionConfig(Sizes):
-    """Multi-scale cross-modal fusion (docs/architecture.md section 7) or one of its variants (section 18)."""
+    """Multi-scale cross-modal fusion or one of its variants (docs/architecture.md sections 7 and 18)."""
 
     type: str = "multiscale"
     hidden_size: int = 512
