@@ -353,7 +353,9 @@ def _norms(B: int, s: Sizes, make: Make) -> Iterator[Case]:
         lambda x, filters, bias, gain, shift: (
             conv_norm_act(x, filters, bias, gain, shift, stride=5, gelu=True),
         ),
-        lambda *tensors: (norm_reference.conv_norm_act(*tensors, 5, 1e-5, True),),
+        lambda x, filters, bias, gain, shift: (
+            norm_reference.conv_norm_act(x, filters, bias, gain, shift, 5, 1e-5, True),
+        ),
         *norm_reference.conv_cost(n, samples, D, 10, 5, itemsize=inputs[0].itemsize),
         kernels=("conv_norm_act",),
     )
