@@ -1,6 +1,6 @@
 """The whole model, top to bottom: encode a clip, put its tokens into the prompt, answer.
 
-The data flow is drawn in docs/architecture.md section 1; section 21 follows a clip through these methods.
+docs/architecture.md section 1 draws the data flow; docs/architecture.md section 21 follows a clip through it.
 """
 
 import time

@@ -106,19 +106,7 @@ def cases(
             return torch.empty(size, dtype=dtype, device="meta")
         return (torch.randn(size, generator=random) * size[-1] ** -0.5).to(dtype).to(device)
 
-    for of_op in (
-        _gate,
-        _fusion,
-        _xattn,
-        _taps,
-        _pools,
-        _windows,
-        _attention,
-        _convolutions,
-        _mlps,
-        _norms,
-        _activations,
-    ):
+    for of_op in _OPS:
         yield from of_op(B, sizes or Sizes(), make)
 
 
@@ -286,23 +274,11 @@ def _attention(B: int, s: Sizes, make: Make) -> Iterator[Case]:
 def _convolutions(B: int, s: Sizes, make: Make) -> Iterator[Case]:
     """HuBERT's positions, and the longest layer of its front end but the first."""
     n = B * s.T
+    positions = {"kernel": 128, "stride": 1, "padding": 64, "trim": 1, "gelu": True}
+    front_end = {"kernel": 3, "stride": 2, "padding": 0, "trim": 0, "gelu": False}
     for name, T, C, groups, options, kernel in (
-        (
-            "positions",
-            s.audio,
-            s.group,
-            16,
-            {"kernel": 128, "stride": 1, "padding": 64, "trim": 1, "gelu": True},
-            "time_conv",
-        ),
-        (
-            "front end",
-            64 * s.audio + 63,
-            s.front,
-            1,
-            {"kernel": 3, "stride": 2, "padding": 0, "trim": 0, "gelu": False},
-            "time_conv_wide",
-        ),
+        ("positions", s.audio, s.group, 16, positions, "time_conv"),
+        ("front end", 64 * s.audio + 63, s.front, 1, front_end, "time_conv_wide"),
     ):
         if B > 8 and name == "front end":  # the definition's copies would take 27 GB
             continue
@@ -401,3 +377,8 @@ def _activations(B: int, s: Sizes, make: Make) -> Iterator[Case]:
             *activation_reference.cost(x.numel(), itemsize=x.itemsize),
             kernels=("activation",),
         )
+
+
+_OPS = (
+    _gate, _fusion, _xattn, _taps, _pools, _windows, _attention, _convolutions, _mlps, _norms, _activations,
+)  # fmt: skip

@@ -1,7 +1,7 @@
 """Everything that the parity fixtures expect, computed by our modules: name -> tensor.
 
-Weights come from recipe.fill under the official names, inputs from recipe.signal or, where there are none, from
-`given`.
+Weights come from recipe.fill under the official names, inputs from recipe.signal or, where there are none,
+from `given`.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The benchmarks as far as they need neither a GPU nor time: scripts start, pages are what the results say."""
+"""Benchmarks as far as they need no GPU and no time: scripts start, pages say what the results say."""
 
 import json
 import os
@@ -22,7 +22,7 @@ SCRIPTS = sorted(
 
 
 def start(script, folder):
-    """A script's --help from any folder: its imports work, and the tree itself is imported, installed or not."""
+    """A script's --help from any folder: its imports work, and it imports the tree, installed or not."""
     env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "TRITON_INTERPRET")}
     run = [sys.executable, str(ROOT / script), "--help"]
     return subprocess.run(run, capture_output=True, text=True, cwd=folder, env=env)

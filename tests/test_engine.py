@@ -144,7 +144,7 @@ def test_quantised_matrices_and_their_products_are_close_to_the_weight():
 
 
 def smooth_(model, smoothed, form=lambda part, weight: weight):
-    """Multiply Hugging Face's tensors by their factors; `form` maps a part's name and matrix to a new matrix."""
+    """Multiply Hugging Face's tensors by their factors; `form` maps a part's name and matrix to another."""
     for layer, factors in zip(model.model.layers, smoothed, strict=True):
         parts = {name: getattr(layer.self_attn, f"{name}_proj") for name in "qkvo"}
         parts |= {name: getattr(layer.mlp, f"{name}_proj") for name in ("gate", "up", "down")}
