@@ -10,7 +10,7 @@ def main() -> None:
         print(f"{row.op:<18}{row.device:<6}{row.implementation:<11}{row.why}")
     for index in range(torch.cuda.device_count()):
         device = torch.device("cuda", index)
-        settings = "tuned settings" if is_tuned(device) else "default settings (benchmarks/gpu/tune.py measures its own)"
+        settings = "tuned settings" if is_tuned(device) else "default settings (benchmarks/gpu/tune.py tunes)"
         print(f"{device}: {torch.cuda.get_device_name(device)}: {settings}")
 
 

@@ -1,4 +1,4 @@
-"""Settings as reviewed data: configs/<GPU>.json, otherwise configs/default.json. Nothing is timed at run time.
+"""Settings as reviewed data: configs/<GPU>.json, otherwise configs/default.json. Nothing is timed here.
 
 An entry is the launch settings of a Triton kernel, or numbers that the model's code reads through `settings`.
 """
@@ -55,7 +55,7 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager:
 
 
 def rows_at_once(numbers: int, width: int) -> int:
-    """Rows of `width` numbers in a program of `numbers`; both powers of two, and so is the result; at least 1."""
+    """Rows of `width` numbers, a power of two, in a program of `numbers`; at least 1."""
     return max(numbers // width, 1)
 
 

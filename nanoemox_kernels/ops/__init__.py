@@ -1,1 +1,1 @@
-"""One folder per op: reference.py is its definition, op.py its schema and checks, kernel.py has Triton kernels."""
+"""A folder per op: reference.py has its definition, op.py its schema and checks, kernel.py Triton kernels."""

@@ -1,4 +1,4 @@
-"""Schemas and dispatch of gelu_ and quick_gelu_. They write into their argument: inference only."""
+"""Schemas and dispatch of gelu_ and quick_gelu_, which write into their argument: inference only."""
 
 from collections.abc import Callable
 from functools import partial
@@ -35,10 +35,10 @@ def gelu_(x: Tensor) -> Tensor:
         x: any shape and float dtype; overwritten.
 
     Returns:
-        x. In 16 bits a result errs by at most 4e-6 of itself or 4e-10 before it is rounded.
+        x. For 16-bit dtypes the error before rounding is at most 4e-6 relative or 4e-10 absolute.
 
     Raises:
-        RuntimeError: an input that requires grad.
+        RuntimeError: x requires grad.
 
     Source: docs/architecture.md sections 3 and 7; docs/ops/activation.md.
     """
@@ -55,7 +55,7 @@ def quick_gelu_(x: Tensor) -> Tensor:
         x, computed in fp32 (fp64 for fp64 input).
 
     Raises:
-        RuntimeError: an input that requires grad.
+        RuntimeError: x requires grad.
 
     Source: docs/architecture.md section 2; docs/ops/activation.md.
     """

@@ -7,12 +7,12 @@ FACTOR = 1.702
 
 
 def gelu_(x: Tensor) -> None:
-    """x becomes x Phi(x), Phi being the normal distribution."""
+    """Replace x by x Phi(x), where Phi is the normal distribution function."""
     torch.ops.aten.gelu_(x)
 
 
 def quick_gelu_(x: Tensor) -> None:
-    """x becomes x sigmoid(1.702 x); in fp32 or wider."""
+    """Replace x by x sigmoid(1.702 x), computed in fp32 or wider."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     x.copy_(wide * torch.sigmoid(FACTOR * wide))
 

@@ -1,4 +1,4 @@
-"""Triton kernel of attn: a program computes a tile of queries of one head in one pass over keys and values."""
+"""Triton kernel of attn: a program computes a tile of queries in one pass over keys and values."""
 
 import math
 
@@ -41,7 +41,8 @@ def _add_keys(
 @triton.jit
 def _attend_tile(
     out, queries, keys, values, first, M, T, scale, stride_om, stride_qm, stride_kt, stride_vt, offs_d,
-    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, TAIL_N: tl.constexpr,
+    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    TAIL_N: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_M queries of an item and head, starting at `first`."""
     offs_m = first + tl.arange(0, BLOCK_M)

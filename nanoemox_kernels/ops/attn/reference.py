@@ -1,11 +1,11 @@
-"""attn, in plain PyTorch: the definition that every other implementation is tested against."""
+"""attn in plain PyTorch: the definition that every other implementation is tested against."""
 
 import torch
 from torch import Tensor
 
 
 def attn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Scores, softmax and sums in fp32 or wider; [n,M,H*d]."""
+    """softmax(q k^T / sqrt(d)) v as [n,M,H*d]; scores, softmax and sums in fp32 or wider."""
     acc = torch.promote_types(q.dtype, torch.float32)
     scores = q.to(acc) @ k.to(acc).transpose(-1, -2) * q.shape[-1] ** -0.5
     return (scores.softmax(-1) @ v.to(acc)).transpose(1, 2).flatten(2).to(q.dtype)

@@ -80,15 +80,14 @@ def expert_fusion(
     need_attention: bool = False,
     heads: int = 8,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The whole multi-scale fusion: E experts of cross-attention, their gate, the mean over time, the
-    projection.
+    """Multi-scale fusion: E experts of cross-attention, their gate, the mean over time and the projection.
 
     Args:
-        audio: [B,Ta,E*Da], the taps of the audio encoder next to each other, any float dtype; Ta at least 1.
-        vision: [B,Tv,E*Dv], the taps of the vision encoder, like audio.
+        audio: [B,Ta,E*Da], concatenated taps of the audio encoder, any float dtype; Ta at least 1.
+        vision: [B,Tv,E*Dv], concatenated taps of the vision encoder, like audio.
         weights: `ExpertFusionWeights`, which run the definition, or folded by `fold_expert_fusion`, which run
             the kernels.
-        need_attention: return each expert's attention too.
+        need_attention: also return the attention of each expert.
         heads: of each expert's attention; they divide H.
 
     Returns:
@@ -117,7 +116,7 @@ def expert_fusion(
             f"want audio [B, Ta, {E * Da}] and vision [B, Tv, {E * Dv}], Ta and Tv of at least 1, got {got}"
         )
     if H % heads:
-        raise ValueError(f"a width of {H} cannot be shared by {heads} heads")
+        raise ValueError(f"a width of {H} is not divisible by {heads} heads")
     _check(weights, E, Da, Dv, H)
     if isinstance(weights, FoldedExpertFusion):
         token, gates, attention = _op(audio, vision, list(weights), heads)
@@ -127,20 +126,18 @@ def expert_fusion(
 
 
 def _check(weights: ExpertFusionWeights | FoldedExpertFusion, E: int, Da: int, Dv: int, H: int) -> None:
-    W = (
-        weights.project if isinstance(weights, FoldedExpertFusion) else weights.multi_llama_proj_weight
-    ).shape[0]
     row, square = (E, H), (E, H, H)
     if isinstance(weights, FoldedExpertFusion):
+        W = weights.project.shape[0]
         expected: list[tuple[int, ...]] = [
             (H, Da), (H,), (H, Dv), (E, 3 * H, H), row, square, row, row, row, square, row, square, row,
             (H, E * H), (H,), row, (E,), (W, H), (W,),
         ]  # fmt: skip
     else:
+        W = weights.multi_llama_proj_weight.shape[0]
         expected = [
             (H, Da), (H,), (H, Dv), (H,), (E, 3 * H, H), (E, 3 * H), square, row, row, row, square, row,
-            square,
-            row, (H, E * H), (H,), row, (E,), (W, H), (W,),
+            square, row, (H, E * H), (H,), row, (E,), (W, H), (W,),
         ]  # fmt: skip
     for name, tensor, shape in zip(weights._fields, weights, expected, strict=True):
         if tuple(tensor.shape) != shape:

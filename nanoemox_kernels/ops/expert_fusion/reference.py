@@ -1,4 +1,4 @@
-"""expert_fusion, in plain PyTorch: the definition that every other implementation is tested against."""
+"""expert_fusion in plain PyTorch: the definition that every other implementation is tested against."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from ..expert_gate.reference import expert_gate
 
 
 class ExpertFusionWeights(NamedTuple):
-    """Raw weights under their official names, dots as underscores; those of the experts stacked along E."""
+    """Raw weights by official name, dots as underscores; weights of the experts are stacked along E."""
 
     audio_proj_weight: Tensor  # [H,Da]
     audio_proj_bias: Tensor  # [H]
@@ -35,9 +35,9 @@ class ExpertFusionWeights(NamedTuple):
 
 
 class FoldedExpertFusion(NamedTuple):
-    """The same matrices; biases merged where they only ever meet in a sum (docs/ops/expert_fusion.md).
+    """The same matrices; biases are merged into later ones where possible (docs/ops/expert_fusion.md).
 
-    Biases: fp32.
+    Biases and norms are fp32.
     """
 
     audio: Tensor  # [H,Da]
@@ -62,15 +62,16 @@ class FoldedExpertFusion(NamedTuple):
 
 
 def _each(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Every expert's own linear layer: x [B,E,T,I], weight [E,O,I], bias [E,O] -> [B,E,T,O]."""
+    """A linear layer per expert: x [B,E,T,I], weight [E,O,I], bias [E,O] -> [B,E,T,O]."""
     return torch.einsum("beti,eoi->beto", x, weight) + bias[:, None]
 
 
 def expert_fusion(
     audio: Tensor, vision: Tensor, weights: ExpertFusionWeights, heads: int = 8, eps: float = 1e-5
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """audio [B,Ta,E*Da], vision [B,Tv,E*Dv] -> token [B,W], gates [B,E], attention [B,E,h,Ta,Tv]; in fp32 or
-    wider.
+    """audio [B,Ta,E*Da], vision [B,Tv,E*Dv] -> token [B,W], gates [B,E], attention [B,E,h,Ta,Tv].
+
+    Computed in fp32 or wider.
     """
     acc = torch.promote_types(audio.dtype, torch.float32)
     w = ExpertFusionWeights(*(t.to(acc) for t in weights))
@@ -103,7 +104,16 @@ def expert_fusion(
 
 
 def fold_expert_fusion(weights: ExpertFusionWeights) -> FoldedExpertFusion:
-    """Merge biases in fp64; the matrices keep the caller's storage. For inference: no gradient passes."""
+    """Merge biases in fp64; the matrices keep the caller's storage. For inference: not differentiable.
+
+    Args:
+        weights: the raw weights, of one dtype.
+
+    Returns:
+        The weights for the kernels; the shapes are those of the fields.
+
+    Source: docs/architecture.md section 7; docs/ops/expert_fusion.md.
+    """
     w = ExpertFusionWeights(*(t.detach() for t in weights))
     d = ExpertFusionWeights(*(t.double() for t in w))
     query_bias, _, value_bias = d.cross_attns_in_proj_bias.chunk(3, 1)
@@ -117,8 +127,8 @@ def fold_expert_fusion(weights: ExpertFusionWeights) -> FoldedExpertFusion:
     }  # fmt: skip
     vectors = {
         "audio_bias": d.audio_proj_bias, "query_bias": query_bias, "out_bias": out_bias,
-        "norm": d.ffns_0_weight,
-        "norm_bias": d.ffns_0_bias, "hidden_bias": d.ffns_1_bias, "last_bias": d.ffns_4_bias,
+        "norm": d.ffns_0_weight, "norm_bias": d.ffns_0_bias,
+        "hidden_bias": d.ffns_1_bias, "last_bias": d.ffns_4_bias,
         "gate_hidden_bias": d.gate_mlp_0_bias, "gate_bias": d.gate_mlp_3_bias,
         "project_bias": d.multi_llama_proj_bias,
     }  # fmt: skip
@@ -137,11 +147,11 @@ def expert_fusion_folded(
     E, H = w.gate.shape
     a = F.linear(audio.to(acc).unflatten(-1, (E, -1)), w.audio, w.audio_bias).transpose(1, 2)  # [B,E,Ta,H]
     v = F.linear(vision.to(acc).unflatten(-1, (E, -1)), w.vision).transpose(1, 2)
-    nothing = torch.zeros_like(w.query_bias)
+    no_bias = torch.zeros_like(w.query_bias)
     query, key, value = (
         _each(x, weight, bias).unflatten(-1, (heads, -1)).transpose(2, 3)
         for x, weight, bias in zip(
-            (a, v, v), w.qkv.chunk(3, 1), (w.query_bias, nothing, nothing), strict=True
+            (a, v, v), w.qkv.chunk(3, 1), (w.query_bias, no_bias, no_bias), strict=True
         )
     )
     attention = (query @ key.transpose(-1, -2) * (H // heads) ** -0.5).softmax(-1)

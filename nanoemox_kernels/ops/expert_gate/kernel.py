@@ -1,4 +1,4 @@
-"""Triton kernels of expert_gate: the gate's hidden layer over all rows, then softmax and weighted sum."""
+"""Triton kernels of expert_gate: the hidden layer of the gate, then softmax and weighted sum."""
 
 import torch
 import triton
@@ -15,9 +15,7 @@ def _gate_hidden(
     stride_xb, stride_xe, stride_xt, stride_wn,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):
-    """gelu(W1 p + b1) for one b and a block of rows. Each program forms the means anew: they are small and in
-    L2.
-    """
+    """gelu(W1 p + b1) for a clip b and a block of rows. Every program recomputes the means, from L2."""
     b = tl.program_id(0).to(tl.int64)
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = offs_n < H
@@ -30,8 +28,9 @@ def _gate_hidden(
         mean = tl.zeros([BLOCK_K], dtype=tl.float32)
         for t in range(T):
             mean += tl.load(experts_ptr + base + t * stride_xt, mask=mask_k, other=0.0).to(tl.float32)
-        w = tl.load(w1_ptr + rows[:, None] + offs_k[None, :], mask=mask_n[:, None] & mask_k[None, :],
-            other=0.0)
+        w = tl.load(
+            w1_ptr + rows[:, None] + offs_k[None, :], mask=mask_n[:, None] & mask_k[None, :], other=0.0
+        )
         acc += tl.sum(w.to(tl.float32) * (mean / T)[None, :], axis=1)
     acc += tl.load(b1_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
     gelu = 0.5 * acc * (1.0 + tl.erf(acc * 0.7071067811865476))
@@ -45,7 +44,7 @@ def _gate_combine(
     stride_xb, stride_xe, stride_xt, stride_wn,
     E: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK: tl.constexpr, POOLED: tl.constexpr,
 ):
-    """Softmax of the E scores, then one block of the sum for one b (and one t unless POOLED)."""
+    """Softmax of the E scores, then a block of the weighted sum of a clip b (and a step t unless POOLED)."""
     b = tl.program_id(0).to(tl.int64)
     t_out = tl.program_id(1).to(tl.int64)
     offs_e = tl.arange(0, BLOCK_E)
@@ -57,8 +56,8 @@ def _gate_combine(
         w2_ptr + offs_e[:, None].to(tl.int64) * stride_wn + offs_h[None, :],
         mask=mask_e[:, None] & mask_h[None, :], other=0.0,
     ).to(tl.float32)
-    scores = tl.sum(w2 * hidden[None, :], axis=1) + tl.load(b2_ptr + offs_e, mask=mask_e,
-        other=0.0).to(tl.float32)
+    bias = tl.load(b2_ptr + offs_e, mask=mask_e, other=0.0).to(tl.float32)
+    scores = tl.sum(w2 * hidden[None, :], axis=1) + bias
     scores = tl.where(mask_e, scores, float("-inf"))
     weights = tl.exp(scores - tl.max(scores, axis=0))
     gates = weights / tl.sum(weights, axis=0)  # [BLOCK_E]

@@ -70,7 +70,7 @@ _op = register(
 def expert_gate(
     experts: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, *, pooled: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Gated sum of experts, G1*E1 + G2*E2 + ..., with gates made of the means of all experts.
+    """Gated sum of experts, G1*E1 + G2*E2 + ..., with gates computed from the means of all experts.
 
     Args:
         experts: [B,E,T,H], any float dtype, any strides; E and T at least 1.
@@ -78,7 +78,7 @@ def expert_gate(
         b1: [H], its bias; an erf GELU follows.
         w2: [E,H], weight of the second.
         b2: [E], its bias; a softmax follows.
-        pooled: return the mean over T; [B,T,H] is then never written.
+        pooled: return the mean over T, without writing [B,T,H].
 
     Returns:
         out [B,T,H], or [B,H] if pooled, in the dtype of `experts`; gates [B,E] in fp32 (fp64 for fp64 input).

@@ -1,4 +1,4 @@
-"""expert_gate, in plain PyTorch: the definition that every other implementation is tested against."""
+"""expert_gate in plain PyTorch: the definition that every other implementation is tested against."""
 
 import torch
 import torch.nn.functional as F

@@ -1,5 +1,4 @@
-"""Triton kernels of feature_taps_: one pass for residual add and LayerNorm, one for a tapped layer's pooling.
-"""
+"""Triton kernels of feature_taps_: one pass for residual add and LayerNorm, one for the pooling of a tap."""
 
 import torch
 import triton
@@ -15,13 +14,11 @@ def _residual_norm(
     R, N, eps,
     stride_hr, stride_hn, stride_ur, stride_un, stride_tr, stride_td,
     D: tl.constexpr, HAS_UPDATE: tl.constexpr, HAS_NORM: tl.constexpr, HAS_BIAS: tl.constexpr,
-    TAP: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+    TAP: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):
-    """Some of R = items * N rows: h += update, y = LayerNorm(h). The variance is a second pass over
-    registers.
+    """BLOCK_R of R = items * N rows: h += update, y = LayerNorm(h); the variance is a second pass.
 
-    TAP: 1, row 0 of h, or 2, of y, goes to the tap, an item a row.
+    TAP: row 0 of each item is added to its row of the tap, 1: of h, 2: of y.
     """
     row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     r, n = (row // N).to(tl.int64), row % N
@@ -35,7 +32,7 @@ def _residual_norm(
         h += tl.load(change, mask=mask, other=0.0).to(tl.float32)
         rounded = h.to(hidden_ptr.dtype.element_ty)
         tl.store(place, rounded, mask=mask)
-        h = rounded.to(tl.float32)  # the norm sees what the stream holds
+        h = rounded.to(tl.float32)  # the norm reads the rounded stream
     y = h
     if HAS_NORM:
         mean = tl.sum(h, axis=1) / D
@@ -48,15 +45,15 @@ def _residual_norm(
     stored = y.to(y_ptr.dtype.element_ty)
     tl.store(y_ptr + row.to(tl.int64)[:, None] * D + offs_d[None, :], stored, mask=mask)
     if TAP > 0:
-        kept = h if TAP == 1 else stored.to(tl.float32)
+        value = h if TAP == 1 else stored.to(tl.float32)
         tap = tap_ptr + r[:, None] * stride_tr + (offs_d.to(tl.int64) * stride_td)[None, :]
         first = mask & (n == 0)[:, None]
-        tl.store(tap, tl.load(tap, mask=first, other=0.0) + tap_weight * kept, mask=first)
+        tl.store(tap, tl.load(tap, mask=first, other=0.0) + tap_weight * value, mask=first)
 
 
 @triton.jit
-def _some_rows(place, start, last, stride_n, mask_d, BLOCK_N: tl.constexpr):
-    """[BLOCK_D] in fp32: the sum of BLOCK_N rows, of those before `last`."""
+def _block_sum(place, start, last, stride_n, mask_d, BLOCK_N: tl.constexpr):
+    """[BLOCK_D] in fp32: the sum of BLOCK_N rows from `start` on, without those from `last` on."""
     offs_n = start + tl.arange(0, BLOCK_N)
     mask = (offs_n < last)[:, None] & mask_d[None, :]
     tile = tl.load(place[None, :] + (offs_n.to(tl.int64) * stride_n)[:, None], mask=mask, other=0.0)
@@ -64,11 +61,11 @@ def _some_rows(place, start, last, stride_n, mask_d, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
-def _sum_of_rows(place, first, last, stride_n, mask_d, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The same of rows first to last, BLOCK_N of them in flight at a time."""
+def _sum_rows(place, first, last, stride_n, mask_d, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
+    """[BLOCK_D] in fp32: the sum of rows `first` to `last`, in blocks of BLOCK_N."""
     total = tl.zeros([BLOCK_D], dtype=tl.float32)
     for start in range(first, last, BLOCK_N):
-        total += _some_rows(place, start, last, stride_n, mask_d, BLOCK_N)
+        total += _block_sum(place, start, last, stride_n, mask_d, BLOCK_N)
     return total
 
 
@@ -79,18 +76,20 @@ def _tap_pool(
     stride_or, stride_od, stride_hr, stride_hn, stride_hd,
     MEAN: tl.constexpr, FEW: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):
-    """One r and a block of D: out += weight * pooled; a mean is the sum of N rows, FEW or not, over `count`.
+    """An item r and a block of D: out += weight * pooled; a mean is the sum of N rows divided by `count`.
+
+    FEW: one block of BLOCK_N covers all rows.
     """
     r = tl.program_id(0).to(tl.int64)
     offs_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     mask_d = offs_d < D
     row = hidden_ptr + r * stride_hr + offs_d.to(tl.int64) * stride_hd
     place = out_ptr + r * stride_or + offs_d.to(tl.int64) * stride_od
-    before = tl.load(place, mask=mask_d, other=0.0)  # on its way while the rows come in
+    before = tl.load(place, mask=mask_d, other=0.0)  # loaded first, in parallel with the rows
     if MEAN and FEW:
-        value = _some_rows(row, 0, N, stride_hn, mask_d, BLOCK_N) / count
+        value = _block_sum(row, 0, N, stride_hn, mask_d, BLOCK_N) / count
     elif MEAN:
-        value = _sum_of_rows(row, 0, N, stride_hn, mask_d, BLOCK_N, BLOCK_D) / count
+        value = _sum_rows(row, 0, N, stride_hn, mask_d, BLOCK_N, BLOCK_D) / count
     else:
         value = tl.load(row, mask=mask_d, other=0.0).to(tl.float32)
     tl.store(place, before + weight * value, mask=mask_d)
@@ -103,13 +102,13 @@ def _tap_part(
     stride_hr, stride_hn, stride_hd,
     SPAN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):
-    """One r, a block of D and SPAN rows: their sum. part: [R,parts,D]."""
+    """part [R,parts,D]: the sum of SPAN rows, for an item r and a block of D."""
     r, split = tl.program_id(0).to(tl.int64), tl.program_id(2)
     offs_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     mask_d = offs_d < D
     row = hidden_ptr + r * stride_hr + offs_d.to(tl.int64) * stride_hd
     first = split * SPAN
-    value = _sum_of_rows(row, first, tl.minimum(first + SPAN, N), stride_hn, mask_d, BLOCK_N, BLOCK_D)
+    value = _sum_rows(row, first, tl.minimum(first + SPAN, N), stride_hn, mask_d, BLOCK_N, BLOCK_D)
     tl.store(part_ptr + (r * tl.num_programs(2) + split) * D + offs_d, value, mask=mask_d)
 
 
@@ -117,7 +116,7 @@ def residual_norm_fwd(
     hidden: Tensor, update: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float,
     tap: tuple[Tensor, float, bool] | None = None,
 ) -> Tensor:
-    """tap: (out [R,D] fp32, its weight, whether of y), to which row 0 of every item is added on the way."""
+    """tap: (out [R,D] fp32, weight, whether of y); row 0 of each item is added to out."""
     R, N, D = hidden.shape
     y = torch.empty(R, N, D, dtype=hidden.dtype, device=hidden.device)
     if y.numel() == 0:
@@ -126,19 +125,19 @@ def residual_norm_fwd(
     if update is not None and update.stride(-1) != 1:
         update = update.contiguous()
     weight, bias = (t if t is None else t.contiguous() for t in (weight, bias))
-    use = dict(tuned("residual_norm"))
+    settings = dict(tuned("residual_norm"))
     block = triton.next_power_of_2(D)
-    rows = rows_at_once(use.pop("BLOCK"), block)
-    out, share, of_norm = tap or (y, 0.0, False)
+    rows = rows_at_once(settings.pop("BLOCK"), block)
+    tap_out, tap_weight, of_norm = tap or (y, 0.0, False)
+    update_strides = (work if update is None else update).stride()[:2]
     with on_device_of(y):
         _residual_norm[(triton.cdiv(R * N, rows),)](
             y, work, work if update is None else update, y if weight is None else weight,
-            y if bias is None else bias,
-            out, share, R * N, N, eps, *work.stride()[:2], *(work if update is None else update).stride()[:2],
-            *out.stride()[:2], D=D, HAS_UPDATE=update is not None, HAS_NORM=weight is not None,
+            y if bias is None else bias, tap_out, tap_weight, R * N, N, eps,
+            *work.stride()[:2], *update_strides, *tap_out.stride()[:2],
+            D=D, HAS_UPDATE=update is not None, HAS_NORM=weight is not None,
             HAS_BIAS=weight is not None and bias is not None, TAP=0 if tap is None else 1 + of_norm,
-            BLOCK_R=rows,
-            BLOCK_D=block, **use,
+            BLOCK_R=rows, BLOCK_D=block, **settings,
         )
     if work is not hidden:
         hidden.copy_(work)
@@ -151,12 +150,12 @@ def tap_pool_fwd(out: Tensor, hidden: Tensor, weight: float, mean: bool) -> None
         return
     part = tuned("tap_part")
     with on_device_of(out):
-        # few images of many rows: too few programs, were a sum one program's
+        # Few items of many rows: one program per sum would leave most of the GPU idle.
         if mean and 2 * part["SPAN"] < N:
             parts = triton.cdiv(N, part["SPAN"])
             sums = torch.empty(R, parts, D, dtype=torch.float32, device=out.device)
-            _tap_part[(R, triton.cdiv(D, part["BLOCK_D"]), parts)](sums, hidden, N, D, *hidden.stride(),
-                **part)
+            grid = R, triton.cdiv(D, part["BLOCK_D"]), parts
+            _tap_part[grid](sums, hidden, N, D, *hidden.stride(), **part)
             hidden, N, settings = sums, parts, tuned("tap_sum")
         else:
             settings = tuned("tap_pool" if mean else "tap_row")

@@ -1,6 +1,4 @@
-"""Schemas, checks and dispatch of feature_taps_ and tap_pool_. Both write into their arguments: inference
-only.
-"""
+"""Schemas, checks and dispatch of feature_taps_ and tap_pool_, which write into their arguments."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,11 +14,13 @@ from .native import residual_norm_cpu, tap_pool_cpu
 
 @dataclass(frozen=True)
 class Tap:
-    """What to keep of a layer: `weight` times row 0 ("cls") or the mean over rows ("mean") is added to `out`.
+    """A tap of a layer: `weight` times the selected row or mean is added to `out`.
 
     Attributes:
-        out: [R,D], fp32 (fp64 for fp64 input), a slice of a buffer that the caller cleared.
+        out: [R,D], fp32 (fp64 for fp64 input), a slice of a buffer that the caller has set to zero.
+        weight: factor of the added rows.
         source: "residual", the stream after the update, or "norm", its LayerNorm.
+        select: "cls" (row 0) or "mean" (over the N rows).
     """
 
     out: Tensor
@@ -56,7 +56,7 @@ def _feature_taps_cuda(
     from .kernel import residual_norm_fwd
 
     taps = list(zip(outs, weights, from_norm, means, strict=True))
-    # The first tap of row 0 is written by the norm's own launch.
+    # The launch of the norm also writes the first tap of row 0.
     row = next((i for i, (out, *_, mean) in enumerate(taps) if not mean and out.dtype == torch.float32), None)
     fused_tap = None if row is None else taps.pop(row)[:3]
     y = residual_norm_fwd(hidden, update, norm_weight, norm_bias, eps, fused_tap)
@@ -114,18 +114,17 @@ _taps = register(
 
 
 def tap_pool_(out_slice: Tensor, hidden: Tensor, weight: float = 1.0, select: str = "cls") -> None:
-    """Add `weight` times row 0 ("cls") or the mean over rows ("mean") of a hidden state to a slice of a
-    buffer.
+    """Add `weight` times row 0 or the mean over rows of a hidden state to a slice of a buffer.
 
     Args:
         out_slice: [R,D], fp32 (fp64 for fp64 hidden), any strides; added to in place.
         hidden: [R,N,D], any float dtype, N of at least 1.
-        weight: factor of what is added.
+        weight: factor of the added rows.
         select: "cls" (row 0) or "mean" (over the N rows).
 
     Raises:
         ValueError: shapes that do not fit together, or a selection that does not exist.
-        RuntimeError: an input that requires grad.
+        RuntimeError: an input requires grad.
 
     Source: docs/architecture.md sections 2 and 3; docs/ops/feature_taps.md.
     """
@@ -147,18 +146,18 @@ def feature_taps_(
 
     Args:
         hidden: [R,N,D], the residual stream, any float dtype; updated in place: hidden += update.
-        update: [R,N,D], what the layer adds, or None.
+        update: [R,N,D], the output of the layer, or None.
         norm_weight: [D], gain of the LayerNorm, or None for no norm.
         norm_bias: [D], its bias, or None.
-        eps: of the LayerNorm.
-        taps: what is added to buffers of this layer's output.
+        eps: added to the variance.
+        taps: selections of this layer's output to add to buffers.
 
     Returns:
-        [R,N,D]: LayerNorm(hidden), or a copy of hidden where there is no norm.
+        [R,N,D]: LayerNorm(hidden), or a copy of hidden without a norm.
 
     Raises:
         ValueError: shapes that do not fit together, or a source or selection that does not exist.
-        RuntimeError: an input that requires grad.
+        RuntimeError: an input requires grad.
 
     Source: docs/architecture.md sections 2 and 3; docs/ops/feature_taps.md.
     """

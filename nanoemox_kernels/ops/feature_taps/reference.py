@@ -1,6 +1,4 @@
-"""feature_taps_ and tap_pool_, in plain PyTorch: the definition that every other implementation is tested
-against.
-"""
+"""feature_taps_ and tap_pool_ in plain PyTorch: the definitions that the kernels are tested against."""
 
 import torch
 import torch.nn.functional as F
@@ -8,9 +6,7 @@ from torch import Tensor
 
 
 def tap_pool_(out: Tensor, hidden: Tensor, weight: float, mean: bool) -> None:
-    """out [R,D] += weight * (mean over N, or row 0) of hidden [R,N,D]; summed in the dtype of out, fp32 or
-    wider.
-    """
+    """out [R,D] += weight * (mean over N, or row 0) of hidden [R,N,D], in the dtype of out."""
     value = hidden.to(out.dtype)
     out.add_(value.mean(1) if mean else value[:, 0], alpha=weight)
 
@@ -26,9 +22,7 @@ def feature_taps_(
     from_norm: list[bool],
     means: list[bool],
 ) -> Tensor:
-    """hidden += update; y = LayerNorm(hidden), or a copy of hidden without a norm; taps of either are added
-    to outs.
-    """
+    """hidden += update; y = LayerNorm(hidden) or a copy; taps of hidden or y are added to outs."""
     acc = torch.promote_types(hidden.dtype, torch.float32)
     if update is not None:
         hidden.copy_(hidden.to(acc) + update.to(acc))
@@ -42,7 +36,5 @@ def feature_taps_(
 
 
 def cost(R: int, N: int, D: int, taps: int = 0, *, itemsize: int = 2) -> tuple[int, int]:
-    """(bytes moved at least, FLOPs): hidden and update read, hidden and y written, fp32 taps read and
-    written.
-    """
+    """(bytes moved at least, FLOPs): hidden, update and taps read; hidden, y and taps (fp32) written."""
     return itemsize * (4 * R * N * D + 2 * D) + 8 * taps * R * D, 9 * R * N * D

@@ -1,4 +1,4 @@
-"""norm_act and conv_norm_act in plain PyTorch: the definitions that other implementations are tested against."""
+"""norm_act and conv_norm_act in plain PyTorch: the definitions that the kernels are tested against."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Triton kernels of temporal_xattn on folded weights: attention, then two linear layers on all rows (b, m)."""
+"""Triton kernels of temporal_xattn on folded weights: attention, then two linear layers."""
 
 import torch
 import triton
@@ -41,7 +41,7 @@ def _rows_linear(
     HAS_RESIDUAL: tl.constexpr, GELU: tl.constexpr, PARTS: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):
-    """out [R,E,N] = rows [R,E,K] W[e]^T + b[e], a tile per program: a weight is read once for BLOCK_R rows."""
+    """out [R,E,N] = rows [R,E,K] W[e]^T + b[e], a tile per program; BLOCK_R rows share a weight."""
     e = tl.program_id(2).to(tl.int64)
     offs_r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)

@@ -77,7 +77,7 @@ def temporal_xattn(
         x: [B,T,C], features of the frames, any float dtype; T at least 1.
         weights: `TemporalXattnWeights`, which run the definition, or folded by `fold_temporal_xattn`, which
             run the kernels.
-        need_attention: return the attention over frames too.
+        need_attention: also return the attention over frames.
         heads: of the attention, for weights that are not folded; they divide C.
 
     Returns:

@@ -86,9 +86,9 @@ def time_conv(
     """Convolution along time, channels last, followed by bias and erf GELU.
 
     Args:
-        x: [n,T,C*groups], any float dtype, T large enough for at least one step. The weight determines the
-            number of groups.
-        weight: [out,kernel*C], one filter per row: the channels of the first tap, then of the second, and so on.
+        x: [n,T,C*groups], any float dtype, T large enough for one step. The weight determines
+            the number of groups.
+        weight: [out,kernel*C], one filter per row: the channels of the first tap, then of the second, ...
         bias: [out] or None.
         kernel: taps of a filter.
         stride: of the convolution.

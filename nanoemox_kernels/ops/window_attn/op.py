@@ -101,9 +101,7 @@ def window_attn(
             f"want a shift less than the window and bias [heads, N, N] of at least window**2, got {got}"
         )
     if heads < 1 or qkv.shape[2] % (3 * heads):
-        raise ValueError(
-            f"want rows of 3 * {heads} heads of equal size, got {qkv.shape[2]} numbers per row"
-        )
+        raise ValueError(f"want rows of 3 * {heads} heads of equal size, got {qkv.shape[2]} numbers per row")
     if padding is not None and tuple(padding.shape) != (qkv.shape[2],):
         raise ValueError(f"want padding [{qkv.shape[2]}], got {list(padding.shape)}")
     return _op(qkv, bias, padding, height, width, window, shift)

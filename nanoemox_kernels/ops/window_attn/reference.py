@@ -9,7 +9,7 @@ _SEPARATE = -100.0  # Swin adds it to the scores of positions that only the shif
 def window_attn(
     qkv: Tensor, bias: Tensor, padding: Tensor | None, height: int, width: int, window: int, shift: int
 ) -> Tensor:
-    """Pad, roll, split into windows, attend in fp32 or wider with bias and shift mask, and undo the first three."""
+    """Pad, roll, split into windows, attend in fp32 or wider with bias and shift mask, and reassemble."""
     n, heads, N = len(qkv), len(bias), window**2
     acc = torch.promote_types(qkv.dtype, torch.float32)
     size = height + -height % window, width + -width % window
