@@ -52,18 +52,18 @@ def judge(got, audio, vision, folded, heads):
 
 def weights_of(fusion, dtype=torch.float32):
     """The op's weights out of the model's module."""
-    held = {name: tensor.detach().to(dtype) for name, tensor in fusion.state_dict().items()}
+    state = {name: tensor.detach().to(dtype) for name, tensor in fusion.state_dict().items()}
 
     def stack(name):
-        return torch.stack([held[f"experts.{e}.{name}"] for e in range(len(fusion.experts))])
+        return torch.stack([state[f"experts.{e}.{name}"] for e in range(len(fusion.experts))])
 
     names = ["attn.in_proj_weight", "attn.in_proj_bias", "attn.out_proj.weight", "attn.out_proj.bias"]
     names += [f"ffn.{i}.{part}" for i in (0, 1, 4) for part in ("weight", "bias")]
     plain = [f"{stem}_proj.{part}" for stem in ("audio", "visual") for part in ("weight", "bias")]
     gate = [f"gate_mlp.{i}.{part}" for i in (0, 3) for part in ("weight", "bias")]
-    last = [held["proj.weight"], held["proj.bias"]]
+    last = [state["proj.weight"], state["proj.bias"]]
     return nk.ExpertFusionWeights(
-        *(held[n] for n in plain), *map(stack, names), *(held[n] for n in gate), *last
+        *(state[n] for n in plain), *map(stack, names), *(state[n] for n in gate), *last
     )
 
 
@@ -159,11 +159,11 @@ def test_nan_stays_in_its_clip(modality, Tv, device):
     (audio if modality == "audio" else vision)[2, 1, 3] = float("nan")
     token, gates, attention = expert_fusion_fwd(audio, vision, folded, 2)
     assert token[2].isnan().all() and gates[2].isnan().all()
-    wanted = torch.zeros_like(attention[2], dtype=torch.bool)
-    wanted[0, :, 1 if modality == "audio" else slice(None)] = (
+    expected = torch.zeros_like(attention[2], dtype=torch.bool)
+    expected[0, :, 1 if modality == "audio" else slice(None)] = (
         True  # the first expert's: of one step, or of all
     )
-    assert torch.equal(attention[2].isnan(), wanted)
+    assert torch.equal(attention[2].isnan(), expected)
     others = [0, 1, 3, 4]
     for a, b in zip((token, gates, attention), clean, strict=True):
         assert torch.equal(a[others], b[others])
@@ -188,11 +188,11 @@ def test_op_gradient_and_compilation():
     )
     plain = [t.detach().float() for t in (audio, vision, *leaves)]
     torch.library.opcheck(torch.ops.nanoemox.expert_fusion.default, (plain[0], plain[1], plain[2:], 2))
-    held = nk.FoldedExpertFusion(*plain[2:])
+    folded = nk.FoldedExpertFusion(*plain[2:])
     compiled = torch.compile(
-        lambda a, v: nk.expert_fusion(a, v, held, heads=2)[:2], fullgraph=True, backend="aot_eager"
+        lambda a, v: nk.expert_fusion(a, v, folded, heads=2)[:2], fullgraph=True, backend="aot_eager"
     )
-    torch.testing.assert_close(compiled(*plain[:2]), nk.expert_fusion(*plain[:2], held, heads=2)[:2])
+    torch.testing.assert_close(compiled(*plain[:2]), nk.expert_fusion(*plain[:2], folded, heads=2)[:2])
 
 
 def test_what_is_refused():

@@ -109,7 +109,7 @@ def test_taps_replace_a_list_of_hidden_states(device):
     hidden = random((6, 5, 32), torch.float32, device)
     updates = [random((6, 5, 32), torch.float32, device) for _ in range(4)]
     weight, bias = torch.rand(32, device=device), torch.rand(32, device=device)
-    stream, kept = hidden.clone(), []
+    stream, states = hidden.clone(), []
     cls, means = torch.zeros(6, 64, device=device), torch.zeros(6, 32, device=device)
     for layer, update in enumerate(updates):
         taps = [Tap(cls[:, 32 * (layer // 2) :][:, :32])] if layer in (1, 3) else []
@@ -117,9 +117,9 @@ def test_taps_replace_a_list_of_hidden_states(device):
         if layer >= 2:
             taps.append(Tap(means, 0.5, "norm" if last else "residual", "mean"))
         y = nk.feature_taps_(stream, update, weight, bias, taps=taps)
-        kept.append(stream.clone())
-    torch.testing.assert_close(cls, torch.cat([kept[1][:, 0], kept[3][:, 0]], dim=-1))
-    torch.testing.assert_close(means, 0.5 * (kept[2].mean(1) + y.mean(1)))
+        states.append(stream.clone())
+    torch.testing.assert_close(cls, torch.cat([states[1][:, 0], states[3][:, 0]], dim=-1))
+    torch.testing.assert_close(means, 0.5 * (states[2].mean(1) + y.mean(1)))
     torch.testing.assert_close(stream, hidden + sum(updates))
 
 

@@ -210,13 +210,13 @@ def assert_same(got, want):
 
 
 def test_graph_replays_on_other_inputs(op, device):
-    held, other = (op.make(MODEL, torch.bfloat16, device) for _ in range(2))
-    op.call(*copies(held))  # compiles, which a capture must not
+    buffers, other = (op.make(MODEL, torch.bfloat16, device) for _ in range(2))
+    op.call(*copies(buffers))  # compiles, which a capture must not
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = op.call(*held)
-    for static, new in zip(held, other, strict=True):
+        out = op.call(*buffers)
+    for static, new in zip(buffers, other, strict=True):
         static.copy_(new)
     graph.replay()
     assert_same(out, op.call(*copies(other)))
@@ -224,14 +224,14 @@ def test_graph_replays_on_other_inputs(op, device):
 
 def test_launches_on_the_current_stream(op, device):
     values = op.make(MODEL, torch.bfloat16, device)
-    want, held = op.call(*copies(values)), [torch.zeros_like(t) for t in values]
+    want, buffers = op.call(*copies(values)), [torch.zeros_like(t) for t in values]
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(50_000_000)  # what is launched on another stream reads zeros
-        for static, value in zip(held, values, strict=True):
+        for static, value in zip(buffers, values, strict=True):
             static.copy_(value)
-        got = op.call(*held)
+        got = op.call(*buffers)
     stream.synchronize()
     assert_same(got, want)
 

@@ -23,7 +23,7 @@ def test_encoders_replay_their_graphs(part):
         if moved:
             encoder.to(torch.bfloat16)
         got = [tensors(encoder(x)) for x in (*inputs, inputs[0][:, :1], *inputs)][-4:]
-        assert any(held is not None for held in encoder._graphs._by_shape.values())
+        assert any(graph is not None for graph in encoder._graphs._by_shape.values())
         encoder.replays = False
         for out, x in zip(got, inputs, strict=True):
             for g, w in zip(out, tensors(encoder(x)), strict=True):
@@ -56,10 +56,10 @@ def plain(model, *inputs):
 
 def same(got, want):
     for name in ("visual", "speech", "face", "fusion", "gates", "face_attention"):
-        held, expected = getattr(got, name), getattr(want, name)
-        assert (held is None) == (expected is None)
-        if held is not None:
-            torch.testing.assert_close(held, expected, rtol=1e-4, atol=1e-4)
+        actual, expected = getattr(got, name), getattr(want, name)
+        assert (actual is None) == (expected is None)
+        if actual is not None:
+            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
     assert got.features.keys() == want.features.keys()
 
 
@@ -67,20 +67,20 @@ def test_streams_are_encoded_side_by_side(model):
     """Other inputs, sizes and missing streams in turn, on two streams, and in a caller's graph."""
     inputs = [*clips(1, 1, 3, 1)]
     inputs += [(inputs[0][0], None), (None, inputs[0][1])]
-    want = [plain(model, *given) for given in inputs]
+    want = [plain(model, *arguments) for arguments in inputs]
     torch.cuda.synchronize()
     side = torch.cuda.Stream()
     for turn in range(5 * len(inputs)):
         with torch.cuda.stream(side if turn % 3 == 2 else torch.cuda.current_stream()):
             same(model.encode_streams(*inputs[turn % len(inputs)]), want[turn % len(inputs)])
-    assert sum(held is not None for held in model._graphs._by_shape.values()) == 4
-    given = [t.clone() for t in inputs[0]]
+    assert sum(graph is not None for graph in model._graphs._by_shape.values()) == 4
+    arguments = [t.clone() for t in inputs[0]]
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        got = model.encode_streams(*given)
-    for held, expected in zip(inputs[:2], want, strict=False):
-        for kept, t in zip(given, held, strict=True):
-            kept.copy_(t)
+        got = model.encode_streams(*arguments)
+    for new_inputs, expected in zip(inputs[:2], want, strict=False):
+        for buffer, t in zip(arguments, new_inputs, strict=True):
+            buffer.copy_(t)
         graph.replay()
         same(got, expected)
 
@@ -90,7 +90,7 @@ def test_threads_encode_at_once(model):
     from concurrent.futures import ThreadPoolExecutor
 
     inputs = [*clips(1, 2, 1, 8)]
-    want = [plain(model, *given) for given in inputs]
+    want = [plain(model, *arguments) for arguments in inputs]
     torch.cuda.synchronize()
 
     def encode(number):
@@ -108,8 +108,8 @@ def test_threads_encode_at_once(model):
 def test_a_part_that_was_moved_is_captured_anew(model):
     from copy import deepcopy
 
-    (given,) = clips(1)
-    want = plain(model, *given)
+    (arguments,) = clips(1)
+    want = plain(model, *arguments)
     for change in (
         lambda m: m,
         lambda m: m.fusion.to("cpu").to("cuda"),
@@ -117,12 +117,12 @@ def test_a_part_that_was_moved_is_captured_anew(model):
     ):
         change(model)
         for _ in range(4):
-            same(model.encode_streams(*given), want)
+            same(model.encode_streams(*arguments), want)
     twin = deepcopy(model)
     with torch.no_grad():
         for parameter in twin.audio_branch.parameters():
             parameter.mul_(2)
     for _ in range(4):
-        same(model.encode_streams(*given), want)
-        twice = twin.encode_streams(*given)
-    same(twice, plain(twin, *given))
+        same(model.encode_streams(*arguments), want)
+        twice = twin.encode_streams(*arguments)
+    same(twice, plain(twin, *arguments))

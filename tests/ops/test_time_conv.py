@@ -49,9 +49,9 @@ def test_strided_inputs_no_bias_and_nan(device):
 def test_gradients_opcheck_and_compilation(device):
     args = make((1, 6, 2, 3, 2, 3, 1, 1, 1), torch.float64, device)
     names = dict(zip(("kernel", "stride", "padding", "trim", "gelu"), args[3:], strict=True))
-    given = [t.requires_grad_() for t in args[:3]]
-    assert torch.autograd.gradcheck(lambda x, w, b: nk.time_conv(x, w, b, **names), given)
-    low = [t.detach().float() for t in given]
+    inputs = [t.requires_grad_() for t in args[:3]]
+    assert torch.autograd.gradcheck(lambda x, w, b: nk.time_conv(x, w, b, **names), inputs)
+    low = [t.detach().float() for t in inputs]
     torch.library.opcheck(torch.ops.nanoemox.time_conv.default, (*low, *args[3:]))
     compiled = torch.compile(
         lambda x, w, b: nk.time_conv(x, w, b, **names), fullgraph=True, backend="aot_eager"

@@ -76,16 +76,16 @@ def test_nan_stays_in_its_window_and_head(device):
 
 
 def test_gradients_opcheck_and_compilation(device):
-    qkv, bias, padding, *rest = wide(make((1, 3, 4, 2, 2, 2, 1), torch.float64, device))
-    given = [t.requires_grad_() for t in (qkv, bias, padding)]
-    rest = dict(zip(("height", "width", "window", "shift"), rest, strict=True))
-    assert torch.autograd.gradcheck(lambda q, b, p: nk.window_attn(q, b, padding=p, **rest), given)
-    args = [t.detach().float() for t in given]
-    torch.library.opcheck(torch.ops.nanoemox.window_attn.default, (*args, *rest.values()))
+    qkv, bias, padding, *options = wide(make((1, 3, 4, 2, 2, 2, 1), torch.float64, device))
+    inputs = [t.requires_grad_() for t in (qkv, bias, padding)]
+    options = dict(zip(("height", "width", "window", "shift"), options, strict=True))
+    assert torch.autograd.gradcheck(lambda q, b, p: nk.window_attn(q, b, padding=p, **options), inputs)
+    args = [t.detach().float() for t in inputs]
+    torch.library.opcheck(torch.ops.nanoemox.window_attn.default, (*args, *options.values()))
     compiled = torch.compile(
-        lambda q, b, p: nk.window_attn(q, b, padding=p, **rest), fullgraph=True, backend="aot_eager"
+        lambda q, b, p: nk.window_attn(q, b, padding=p, **options), fullgraph=True, backend="aot_eager"
     )
-    torch.testing.assert_close(compiled(*args), nk.window_attn(args[0], args[1], padding=args[2], **rest))
+    torch.testing.assert_close(compiled(*args), nk.window_attn(args[0], args[1], padding=args[2], **options))
 
 
 def test_what_is_refused(device):
