@@ -1,5 +1,7 @@
 """The decode engine against Hugging Face's models: logits, greedy text, batches, quantised weights."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
@@ -41,8 +43,6 @@ def hugging_face(kind, heads, kv_heads, head_dim, tied, vocab, dtype, layers=3, 
 
 def ours(model, quantize=None):
     """The engine's form of a copy of the model."""
-    from copy import deepcopy
-
     from nanoemox.fast.decode.build import engine_language
 
     return engine_language(deepcopy(model), quantize)
@@ -89,24 +89,35 @@ def test_bf16_errs_no_more_than_hugging_face_and_picks_the_same_tokens(case):
 @torch.inference_mode()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_greedy_text_is_hugging_faces(dtype):
+    """Token by token, ties excepted: each is counted, and the text goes on with the reference's token.
+
+    Either model may pick another token than the same weights in fp32 do. How often Hugging Face's does
+    depends on how the machine's matrix instructions round; the engine's may do so as often, up to chance.
+    """
     model = hugging_face("qwen2", 12, 2, 64, True, 900, dtype)
-    language = ours(model)
-    ties = 0
+    language, exact = ours(model), deepcopy(model).float()
+    ties = misses = reference_misses = 0
     for seed in range(10):
         torch.manual_seed(seed)
         ids = torch.randint(0, 900, (1, 5 + seed))
         expected = model.generate(
             ids, max_new_tokens=32, do_sample=False, output_logits=True, return_dict_in_generate=True
         )
+        tokens = expected.sequences[0, ids.shape[1] :]
+        exact_tokens = exact(expected.sequences).logits[0, ids.shape[1] - 1 : -1].argmax(-1)
+        reference_misses += int((tokens != exact_tokens).sum())
         logits, state = language.start(language.embed(ids))
-        for t, token in enumerate(expected.sequences[0, ids.shape[1] :]):
-            if int(logits.argmax()) != int(token):  # a near tie in bf16: count it, follow the reference
-                theirs, ours_ = expected.logits[t][0, [int(token), int(logits.argmax())]].float()
-                gap, peak = (theirs - ours_).item(), expected.logits[t].abs().max().item()
-                assert dtype == torch.bfloat16 and gap <= 0.02 * peak
+        for step, token in enumerate(tokens):
+            picked = logits[0].argmax()
+            misses += int(picked != exact_tokens[step])
+            if picked != token:
+                assert dtype == torch.bfloat16
+                row = expected.logits[step][0].float()
+                assert row[token] - row[picked] <= 0.02 * row.abs().max()
                 ties += 1
             logits = language.step(token[None], state)
-    assert ties <= 6  # of 320
+    assert ties <= max(6, 2 * reference_misses)  # of 320
+    assert misses <= reference_misses + 2
 
 
 @torch.inference_mode()
