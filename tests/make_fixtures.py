@@ -1,9 +1,8 @@
 """Compacts a folder of parity fixtures into tests/fixtures: `python tests/make_fixtures.py FOLDER`.
 
 Inputs that a recipe rebuilds are left out. Float results keep a few values (probes), their peak and their
-norm; integer results and the expectations of behaviour.json stay whole; of keys.json a digest per group of names
-and shapes remains.
-"""
+norm; integer results and the expectations of behaviour.json stay whole; of keys.json a digest per group of
+names and shapes remains. """
 
 import hashlib
 import json

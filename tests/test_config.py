@@ -30,7 +30,7 @@ def test_json_and_back(name, tmp_path):
         ({"audio": {"statistics": "clip"}}, "'clip' is not sample or batch"),
         ({"language": {"model_type": "gpt2"}}, "'gpt2' is neither"),
         ({"vision": {"heads": 0}}, "heads 0 must be at least 1"),
-        ({"vision": {"heads": 5}}, "vision: a width of 1024 cannot be shared by 5 heads"),
+        ({"vision": {"heads": 5}}, "vision: a width of 1024 is not divisible by 5 heads"),
         ({"vision": {"taps": []}}, "taps is empty"),
         ({"vision": {"std": [0.1, 0.2, 0.0]}}, "std .* is out of range"),
         ({"fusion": {"dropout": 1.5}}, "dropout 1.5"),

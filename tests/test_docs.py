@@ -162,7 +162,8 @@ def unlisted_ops(page: str, names: list[str]) -> list[str]:
     listed = {
         name for cell in re.findall(r"^\| \[([^\]]+)\]", page, re.MULTILINE) for name in cell.split(", ")
     }
-    ops = [name for name in names if name.islower() and name != "status" and not name.startswith("fold_")]
+    not_ops = {"status", "settings", "is_tuned"}
+    ops = [name for name in names if name.islower() and name not in not_ops and not name.startswith("fold_")]
     return [name for name in ops if name not in listed]
 
 

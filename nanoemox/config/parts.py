@@ -33,7 +33,7 @@ class Sizes:
 
 
 def _check_heads(heads: int, width: int, part: str) -> None:
-    check(width % heads == 0, f"{part}: a width of {width} cannot be shared by {heads} heads")
+    check(width % heads == 0, f"{part}: a width of {width} is not divisible by {heads} heads")
 
 
 @dataclass(frozen=True, kw_only=True)
