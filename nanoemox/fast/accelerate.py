@@ -1,4 +1,4 @@
-"""From a filled reference model to its fast form."""
+"""From a filled reference model to its fast form (docs/architecture.md section 22)."""
 
 import torch
 from torch import nn
@@ -19,16 +19,21 @@ from .vision import FastVision
 
 
 def accelerate(reference: NanoEmoX, quantize: str | None = None) -> NanoEmoX:
-    """A fast model with the weights of `reference`, which is left hollow: its tensors are handed over one by
-    one.
+    """Build the fast form of a model.
 
-    quantize: None, "int8" or "int4", of the language model; the encoders' layers are int8 in either.
+    Args:
+        reference: a filled reference model. Its tensors are taken one by one, and it is unusable afterwards.
+        quantize: format of the language model's weights: None, "int8" or "int4"; the encoders' layers are
+            int8 with either.
+
+    Returns:
+        The fast model; parts without a fast form (`why_not`) are those of the reference.
     """
     config = reference.config
     weights = TensorStore.of(reference, config, quantize is not None)
-    clip = "visual_encoder.model.vision_model."
-    makers = {
-        "vision": lambda: FastVision(config.vision, weights.under(clip)),
+    clip = weights.under("visual_encoder.model.vision_model.")
+    builders = {
+        "vision": lambda: FastVision(config.vision, clip),
         "audio": lambda: FastAudio(config.audio, weights.under("acoustic_encoder.model.")),
         "face": lambda: FastFace(config.face, weights.under("facial_encoder.facexformer.")),
         "face_head": lambda: FastFaceHead(config.face, weights.under("facial_encoder.")),
@@ -40,9 +45,10 @@ def accelerate(reference: NanoEmoX, quantize: str | None = None) -> NanoEmoX:
     reasons = why_not(config, reference.device, quantize)
     if reasons["language"] and config.lora is not None:
         merge_adapters(reference_language(reference))
-    parts = {
-        name: makers[name]() if reasons.get(name) == "" else part for name, part in reference.named_children()
-    }
+    parts: dict[str, nn.Module] = {}
+    for name, part in reference.named_children():
+        has_fast_form = reasons.get(name) == ""
+        parts[name] = builders[name]() if has_fast_form else part
     trim_heap()
     return FastNanoEmoX(reference, parts, quantize)
 
@@ -50,7 +56,16 @@ def accelerate(reference: NanoEmoX, quantize: str | None = None) -> NanoEmoX:
 def accelerate_language(
     language: LanguageModel, device: torch.device, quantize: str | None = None
 ) -> nn.Module:
-    """The same for a language model of its own: on the decode engine, or as it is."""
+    """Build the fast form of a language model on its own.
+
+    Args:
+        language: filled. With a fast form, its tensors are taken and it is unusable afterwards.
+        device: on which it is to run.
+        quantize: format of its weights: None, "int8" or "int4".
+
+    Returns:
+        The language model on the decode engine, or `language` where the engine does not run it.
+    """
     if why_no_engine(language.base.config, device, quantize):
         return language
     fast = engine_language(language.base, quantize)

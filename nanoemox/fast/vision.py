@@ -1,4 +1,7 @@
-"""CLIP's vision tower up to the last layer that is read, of which only row 0 is computed."""
+"""CLIP's vision tower up to the last hidden state that is read, whose layer computes row 0 alone.
+
+Source: docs/architecture.md sections 2 and 22.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -10,19 +13,19 @@ from nanoemox_kernels import Tap
 
 from ..config import VisionConfig
 from .cuda_graphs import Replayed, replayed
-from .layers.attention import pieces
+from .layers.attention import cache_chunks
 from .layers.linear import has_fused_ops
 from .layers.tensor_store import TensorStore, pack
-from .layers.transformer import MLP, Block, first_row_attention, run_pre_norm, self_attention, step
+from .layers.transformer import MLP, Block, add_norm, first_row_attention, run_pre_norm, self_attention
 
-_QUICK = 1.702
+_QUICK_GELU = 1.702  # quick GELU is x sigmoid(1.702 x)
 
 
 class FastVision(Replayed):
     """VisionEncoder on the official tensors under `visual_encoder.model.vision_model.`."""
 
     blocks: Sequence[Block]  # all but the last
-    last: Block | None
+    last_block: Block | None
 
     def __init__(self, config: VisionConfig, weights: TensorStore):
         super().__init__()
@@ -31,17 +34,21 @@ class FastVision(Replayed):
         position = embeddings.take("position_embedding.weight").clone()
         position[0] += embeddings.take("class_embedding")
         self.position = nn.Parameter(position, requires_grad=False)
-        patches = embeddings.take("patch_embedding.weight").flatten(1)
+        patch_weight = embeddings.take("patch_embedding.weight").flatten(1)
         # cuBLAS wants widths in multiples of 8: 588 numbers a patch take three times as long as 592.
-        self.wide = patches.shape[1] + (-patches.shape[1] % 8 if has_fused_ops(patches) else 0)
-        self.patches = pack(F.pad(patches, (0, self.wide - patches.shape[1])), None)
+        padding = -patch_weight.shape[1] % 8 if has_fused_ops(patch_weight) else 0
+        self.patch_width = patch_weight.shape[1] + padding
+        self.patch_embedding = pack(F.pad(patch_weight, (0, padding)), None)
         self.norm = weights.norm("pre_layrnorm", config.layer_norm_eps)
         self.scale, self.shift = self._pixel_constants()
-        self.read = (*config.taps, config.feature_layer)
-        count = max(self.read)
-        layers = [_block(config, weights.under(f"encoder.layers.{i}."), i + 1 == count) for i in range(count)]
-        self.blocks = nn.ModuleList(layers[:-1])  # type: ignore[assignment]
-        self.last = layers[-1] if layers else None
+        self.hidden_states = (*config.taps, config.feature_layer)  # numbers of those that are read
+        count = max(self.hidden_states)
+        blocks = [
+            _block(config, weights.under(f"encoder.layers.{number}."), number + 1 == count)
+            for number in range(count)
+        ]
+        self.blocks = nn.ModuleList(blocks[:-1])  # type: ignore[assignment]
+        self.last_block = blocks[-1] if blocks else None
 
     def _pixel_constants(self) -> tuple[Tensor, Tensor]:
         """Scale and shift of `preprocess`, [3,1,1] each, in fp32 whatever the dtype of the weights.
@@ -65,61 +72,75 @@ class FastVision(Replayed):
         return torch.addcmul(self.shift, frames.to(torch.uint8), self.scale)
 
     def embed(self, frames: Tensor) -> Tensor:
-        """frames [n,3,H,W] in 0..255 -> [n,1+patches,D]."""
-        p, grid = self.config.patch_size, self.config.image_size // self.config.patch_size
-        pixels = self.preprocess(frames)[..., : grid * p, : grid * p]
-        tiles = pixels.unflatten(3, (grid, p)).unflatten(2, (grid, p)).permute(0, 2, 4, 1, 3, 5)
-        rows = self.position.new_zeros(
-            len(frames), 1 + grid**2, self.wide
-        )  # row 0 stays nothing but its position
-        rows[:, 1:, : 3 * p * p].unflatten(2, (3, p, p)).unflatten(1, (grid, grid)).copy_(tiles)
-        return step(self.patches(rows), self.position.expand(len(frames), -1, -1), self.norm)
+        """frames [n,3,H,W] in 0..255 -> patches with the class row first, normalised [n,1+patches,D]."""
+        patch = self.config.patch_size
+        grid = self.config.image_size // patch
+        pixels = self.preprocess(frames)[..., : grid * patch, : grid * patch]
+        tiles = pixels.unflatten(3, (grid, patch)).unflatten(2, (grid, patch)).permute(0, 2, 4, 1, 3, 5)
+        # Row 0 stays zero: the class embedding was added to its position.
+        rows = self.position.new_zeros(len(frames), 1 + grid**2, self.patch_width)
+        targets = rows[:, 1:, : 3 * patch**2].unflatten(2, (3, patch, patch)).unflatten(1, (grid, grid))
+        targets.copy_(tiles)
+        return add_norm(self.patch_embedding(rows), self.position.expand(len(frames), -1, -1), self.norm)
 
-    def read_layers(self, frames: Tensor, out: Tensor) -> None:
-        """Add row 0 of every layer that is read, frames [n,3,H,W], to its slice of out [n,(L+1)*D], features last."""
-        hidden, last = self.embed(frames), self.last
+    def _encode_chunk(self, frames: Tensor, out: Tensor) -> None:
+        """Encode frames [n,3,H,W] and add row 0 of the hidden states to out [n,(L+1)*D], taps first."""
+        hidden = self.embed(frames)
+        slices = out.split(hidden.shape[2], 1)
 
-        def taps(entry: int) -> list[Tap]:
-            slices = out.split(hidden.shape[2], 1)
-            return [Tap(kept) for layer, kept in zip(self.read, slices, strict=True) if layer == entry]
+        def taps(number: int) -> list[Tap]:
+            return [
+                Tap(target) for read, target in zip(self.hidden_states, slices, strict=True) if read == number
+            ]
 
+        last = self.last_block
         y = run_pre_norm(hidden, None, self.blocks, None if last is None else last.norm1, taps)
         if last is not None:
-            rows = hidden[:, :1].contiguous()
-            update = last.mlp(step(rows, last.attention(y), last.norm2))
-            step(rows, update, None, taps(max(self.read)))
+            class_row = hidden[:, :1].contiguous()
+            normed = add_norm(class_row, last.attention(y), last.norm2)
+            add_norm(class_row, last.mlp(normed), None, taps(max(self.hidden_states)))
 
     @replayed
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """frames [B,T,3,H,W] in 0..255 -> features [B,T,D], taps [B,T,L*D]."""
+        """frames [B,T,3,H,W] in 0..255 -> features [B,T,D], taps [B,T,L*D], in the dtype of the weights."""
         B, T = frames.shape[:2]
-        size, (rows, D), dtype = self.config.image_size, self.position.shape, self.position.dtype
+        size = self.config.image_size
         if frames.shape[2:] != (3, size, size):
             raise ValueError(f"want frames [B, T, 3, {size}, {size}], got {list(frames.shape)}")
-        out = torch.zeros(B * T, len(self.read) * D, device=frames.device)
-        parts = pieces(frames.flatten(0, 1), rows * self.config.mlp_size * dtype.itemsize)
-        for part, slices in zip(parts, out.split(len(parts[0])), strict=True):
-            self.read_layers(part, slices)
-        kept = out.to(dtype).unflatten(0, (B, T))
-        return kept[..., -D:], kept[..., :-D]
+        rows, D = self.position.shape
+        dtype = self.position.dtype
+        sums = torch.zeros(B * T, len(self.hidden_states) * D, device=frames.device)
+        chunks = cache_chunks(frames.flatten(0, 1), rows * self.config.mlp_size * dtype.itemsize)
+        for chunk, out in zip(chunks, sums.split(len(chunks[0])), strict=True):
+            self._encode_chunk(chunk, out)
+        class_rows = sums.to(dtype).unflatten(0, (B, T))
+        return class_rows[..., -D:], class_rows[..., :-D]
 
 
-def _block(config: VisionConfig, weights: TensorStore, last: bool) -> Block:
-    attention = (first_row_attention if last else self_attention)(weights.under("self_attn."), config.heads)
-    norm1, norm2 = (weights.norm(f"layer_norm{i}", config.layer_norm_eps) for i in (1, 2))
+def _block(config: VisionConfig, weights: TensorStore, is_last: bool) -> Block:
+    attention_weights = weights.under("self_attn.")
+    build_attention = first_row_attention if is_last else self_attention
+    attention = build_attention(attention_weights, config.heads)
+    norm1, norm2 = (weights.norm(f"layer_norm{number}", config.layer_norm_eps) for number in (1, 2))
     if config.activation != "quick_gelu":
         mlp = MLP(weights.linear("mlp.fc1", activation=config.activation), weights.linear("mlp.fc2"))
-        return Block(norm1, attention, norm2, mlp)
-    if has_fused_ops(norm2.weight):
-        return Block(
-            norm1, attention, norm2, MLP(weights.linear("mlp.fc1"), weights.linear("mlp.fc2"), quick=True)
-        )
-    # x sigmoid(1.702 x) = silu(1.702 x) / 1.702: one factor goes into the norm before, the other behind the
-    # MLP.
-    for parameter in norm2.parameters():
-        parameter.data = parameter * _QUICK
+    elif has_fused_ops(norm2.weight):
+        mlp = MLP(weights.linear("mlp.fc1"), weights.linear("mlp.fc2"), quick_gelu=True)
+    else:
+        mlp = _silu_mlp(weights, norm2)
+    return Block(norm1, attention, norm2, mlp)
+
+
+def _silu_mlp(weights: TensorStore, norm: nn.LayerNorm) -> MLP:
+    """The MLP with SiLU in place of quick GELU: x sigmoid(1.702 x) = silu(1.702 x) / 1.702.
+
+    oneDNN applies SiLU within the product. The inner factor goes into the norm before the MLP (which is
+    changed) and its bias; the outer one scales the result.
+    """
+    for parameter in norm.parameters():
+        parameter.data = parameter * _QUICK_GELU
     up, down = weights.linear("mlp.fc1", activation="silu"), weights.linear("mlp.fc2")
     for layer in (up, down):
         assert layer.bias is not None
-        layer.bias.data = layer.bias * _QUICK
-    return Block(norm1, attention, norm2, MLP(up, down, scale=1 / _QUICK))
+        layer.bias.data = layer.bias * _QUICK_GELU
+    return MLP(up, down, scale=1 / _QUICK_GELU)

@@ -1,4 +1,1 @@
-"""Building blocks of the fast encoders:
-
-linear layers, attention, transformer and Swin stages, weight storage.
-"""
+"""Building blocks of the fast encoders: linear layers, attention, transformer, Swin, tensor store."""

@@ -1,4 +1,4 @@
-"""Softmax attention, and a way to work on a few items at a time."""
+"""Softmax attention, and the division of a batch into chunks that fit a CPU's cache."""
 
 import torch
 import torch.nn.functional as F
@@ -9,36 +9,50 @@ from nanoemox_kernels.ops.attn.native import attention, serves
 
 from .linear import has_fused_ops
 
-_TEMPORARIES = 10 << 20  # bytes, about the cache of a CPU; other devices take whole batches
-_MAX_HEAD_SIZE = 128  # numbers of a head that `attn` keeps on chip
+_CACHE_BYTES = 10 << 20  # roughly the last-level cache of a CPU
+_MAX_HEAD_SIZE = 128  # channels of a head that `attn` keeps on chip
 
 
-def pieces(x: Tensor, bytes_each: int) -> tuple[Tensor, ...]:
-    """Cut x [n,...] along n into equal pieces whose temporaries, `bytes_each` an item, stay in a CPU's cache."""
-    count = -(-len(x) * bytes_each // _TEMPORARIES) if x.device.type == "cpu" else 1
+def cache_chunks(x: Tensor, bytes_per_item: int) -> tuple[Tensor, ...]:
+    """Split a batch so that the temporaries of a chunk stay in a CPU's cache.
+
+    Args:
+        x: [n,...].
+        bytes_per_item: size of the largest temporary of one item.
+
+    Returns:
+        Views of x along n, all of one size but the last; x as a whole on other devices.
+    """
+    if x.device.type != "cpu":
+        return (x,)
+    count = -(-len(x) * bytes_per_item // _CACHE_BYTES)
     return x.chunk(max(count, 1))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(d) + bias) v.
+    """softmax(q k^T / sqrt(d) + bias) v, on the implementation that is fastest for these tensors.
 
     Args:
-        q: [n,H,M,d]; k, v: [n,H,T,d]; any strides.
-        bias: [w,H,M,T] or None, n a multiple of w: item i of the batch has bias i % w.
+        q: [n,H,M,d], any strides.
+        k, v: [n,H,T,d], any strides, in the dtype of q.
+        bias: [w,H,M,T] or None; n is a multiple of w, and item i of the batch uses bias i % w.
 
     Returns:
-        [n,M,H*d].
+        [n,M,H*d] in the dtype of q.
     """
     if bias is None and has_fused_ops(q) and _has_kernel(q, k):
         return attn(q, k, v)
     if serves(q, k, v, bias):
-        return attention(q, k, v, bias).transpose(1, 2).flatten(2)
-    if bias is not None:
-        bias = bias.expand(len(q) // len(bias), *bias.shape).flatten(0, 1)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
+        mixed = attention(q, k, v, bias)
+    else:
+        if bias is not None:
+            repeats = len(q) // len(bias)
+            bias = bias.expand(repeats, *bias.shape).flatten(0, 1)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    return mixed.transpose(1, 2).flatten(2)
 
 
 def _has_kernel(q: Tensor, k: Tensor) -> bool:
-    """Whether `attn` is faster than PyTorch's attention: in 16 bits, up to a number of keys that was measured."""
-    keys = settings("attention", q.device)["keys"]
-    return k.shape[2] <= keys and q.shape[3] <= _MAX_HEAD_SIZE and q.dtype != torch.float32
+    """Whether `attn` is faster than PyTorch's attention: in 16 bits, up to a measured number of keys."""
+    max_keys = settings("attention", q.device)["keys"]
+    return k.shape[2] <= max_keys and q.shape[3] <= _MAX_HEAD_SIZE and q.dtype != torch.float32

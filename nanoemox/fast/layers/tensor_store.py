@@ -1,4 +1,4 @@
-"""Official tensors taken out of a filled reference model, so that there is never a second copy of all of them."""
+"""Takes official tensors out of a filled reference model, so that memory never holds all of them twice."""
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,10 @@ Linear = PackedLinear | QuantizedLinear
 
 
 class TensorStore:
-    """The official tensors whose names begin with a prefix. A tensor is taken once; its reference module
-    loses it.
+    """The official tensors of a model whose names begin with a prefix.
 
-    The fast parts are built from it: each takes its tensors and folds, packs or quantises them.
+    A tensor is taken once, and its reference module is left without it. The fast parts are built from a
+    store: each takes its tensors and folds, packs or quantises them.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class TensorStore:
         Args:
             model: the reference that holds the parameters.
             parts: official name -> names of the parameters that it consists of; shared by all views.
-            prefix: put before every name that is asked for.
+            prefix: put before every name that is requested.
             quantize: whether `linear` makes int8 layers.
         """
         self._model, self._parts = model, parts
@@ -48,6 +48,7 @@ class TensorStore:
         return TensorStore(self._model, self._parts, self._prefix)
 
     def __contains__(self, name: str) -> bool:
+        """Whether an official tensor of this name exists and is not taken yet."""
         return self._prefix + name in self._parts
 
     def take(self, name: str) -> Tensor:
@@ -57,23 +58,32 @@ class TensorStore:
         return tensor
 
     def _take(self, name: str) -> Tensor | Matrix:
-        parts = [self._pop(key) for key in self._parts.pop(self._prefix + name)]
-        return parts[0] if len(parts) == 1 else concatenate(parts)
+        keys = self._parts.pop(self._prefix + name)
+        return concatenate([self._pop(key) for key in keys])
 
     def linear(self, *names: str, activation: str = "none") -> Linear:
-        """A linear layer; several names are layers with the same input, joined as one."""
-        weights = [self._take(f"{name}.weight") for name in names]
+        """Take a linear layer.
+
+        Args:
+            names: layers with the same input, which become one; their tensors are NAME.weight and NAME.bias.
+            activation: applied to the result, one of `linear.ACTIVATIONS`.
+
+        Returns:
+            A packed layer, or an int8 one where the store quantises or the model holds the weight in int8.
+        """
+        weight = concatenate([self._take(f"{name}.weight") for name in names])
         biases = [self.take(f"{name}.bias") for name in names if f"{name}.bias" in self]
-        weight: Tensor | Matrix = weights[0] if len(weights) == 1 else concatenate(weights)
-        bias = None if not biases else biases[0] if len(biases) == 1 else torch.cat(biases)
-        if self._quantize and not isinstance(weight, Matrix) and weight.shape[1] % BLOCK == 0:
-            plain, weight = weight, quantize_int8_rows(weight)
-            release_pages(plain)
+        bias = torch.cat(biases) if len(biases) > 1 else next(iter(biases), None)
+        if isinstance(weight, Tensor) and self._quantize and weight.shape[1] % BLOCK == 0:
+            matrix = quantize_int8_rows(weight)
+            release_pages(weight)
+            return QuantizedLinear(matrix, bias, activation)
         if isinstance(weight, Matrix):
             return QuantizedLinear(weight, bias, activation)
         return pack(weight, bias, activation)
 
     def norm(self, name: str, eps: float = 1e-5) -> nn.LayerNorm:
+        """Take a layer norm: NAME.weight and NAME.bias."""
         norm = nn.LayerNorm(0, eps)
         norm.weight, norm.bias = (
             nn.Parameter(self.take(f"{name}.{leaf}"), requires_grad=False) for leaf in ("weight", "bias")
@@ -84,13 +94,16 @@ class TensorStore:
     def _pop(self, key: str) -> Tensor | Matrix:
         parent, _, leaf = key.rpartition(".")
         module = self._model.get_submodule(parent)
-        tensor, scales = module._parameters.pop(leaf), getattr(module, "scales", None)
-        assert tensor is not None, key
-        return Matrix(tensor.detach(), scales) if leaf == "weight" and scales is not None else tensor.detach()
+        parameter = module._parameters.pop(leaf)
+        assert parameter is not None, key
+        scales = getattr(module, "scales", None)
+        if leaf == "weight" and scales is not None:
+            return Matrix(parameter.detach(), scales)
+        return parameter.detach()
 
 
 class Buffers(nn.Module):
-    """The tensors of a named tuple, so that they move with their module; `buffers()` gives them in order."""
+    """The tensors of a named tuple as buffers, which move with their module; `buffers()` keeps the order."""
 
     def __init__(self, tensors: tuple[Tensor, ...]):
         super().__init__()
@@ -99,17 +112,22 @@ class Buffers(nn.Module):
 
 
 def concatenate(parts: list[Tensor | Matrix]) -> Tensor | Matrix:
-    """Rows of several tensors, or of matrices of one form, as one; the parts are let go."""
+    """Concatenate the rows of tensors, or of matrices of one format, and release the parts' memory.
+
+    A single part is returned as it is.
+    """
+    if len(parts) == 1:
+        return parts[0]
     data = [part.data if isinstance(part, Matrix) else part for part in parts]
-    out = torch.cat(data)
+    rows = torch.cat(data)
     for tensor in data:
         release_pages(tensor)
     scales = [part.scales for part in parts if isinstance(part, Matrix) and part.scales is not None]
-    return Matrix(out, torch.cat(scales)) if scales else out
+    return Matrix(rows, torch.cat(scales)) if scales else rows
 
 
 def pack(weight: Tensor, bias: Tensor | None, activation: str = "none") -> PackedLinear:
-    """A layer that holds the only copy of its weight."""
+    """A linear layer on weight [out,in] and bias [out]; a weight that is packed is released."""
     layer = PackedLinear(weight, bias, activation)
     if layer.packed is not None:
         release_pages(weight)
