@@ -255,7 +255,7 @@ def fast_part() -> Drawing:
     d.box(20, 270, 110, 60, ["Triton", "kernel.py"], "kernel")
     d.box(140, 270, 110, 60, ["C++", "csrc/cpu"], "kernel")
     d.box(300, 40, 220, 60, ["reference part", "modules/<part>.py"], "data")
-    d.box(300, 150, 220, 60, ["official tensors", "Weights.take, one by one"], "data")
+    d.box(300, 150, 220, 60, ["official tensors", "TensorStore.take, one by one"], "data")
     d.box(300, 270, 220, 60, ["fast part", "fast/<part>.py: fold, pack"])
     d.box(20, 400, 500, 60, ["FastNanoEmoX", "encode_streams: CUDA graph on a GPU; decode engine on a CPU"])
     d.arrow((135, 100), (135, 150))
