@@ -115,8 +115,8 @@ class FastNanoEmoX(Replayed, NanoEmoX):
         them."""
         if self.source is None or _stamp(self.source) != self._stamp:
             raise CheckpointError(
-                f"{self.source}: the bundle that this model came from has changed since, and a fast model keeps "
-                "no official tensors of its own: load it again, or with fast=False"
+                f"{self.source}: the bundle that this model came from has changed since, and a fast model "
+                "keeps no official tensors of its own: load it again, or with fast=False"
             )
         if self.config.quantize != "none":
             return copy_bundle(self.source, folder)

@@ -45,7 +45,7 @@ class FaceEncoder(nn.Module):
         self.linear_fuse = nn.Conv2d(size * len(widths), size, 1, bias=False)
 
     def stages(self, frames: Tensor) -> tuple[Tensor, ...]:
-        """frames [N,3,H,W] in 0..255 -> the output [N,C,h,w] of each stage, before merging and the final norm."""
+        """frames [N,3,H,W] in 0..255 -> the output [N,C,h,w] of each stage, before merging and norm."""
         frames = imagenet_normalized(frames) if self.config.imagenet_normalize else frames.float()
         out = self.swin(
             frames.to(self.swin.dtype),

@@ -57,7 +57,7 @@ class FusionPart(Protocol):
     def __call__(
         self, audio: Tensor, audio_taps: Tensor, visual: Tensor, visual_taps: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Features [B,T,D] and taps [B,T,L*D] of both encoders -> tokens [B,n,W], gates [B,E] fp32 or None."""
+        """Features [B,T,D] and taps [B,T,L*D] of both encoders -> tokens [B,n,W], gates [B,E] or None."""
         ...
 
 
