@@ -1,4 +1,4 @@
-"""Each op at the model's shapes: ours, PyTorch's own way in eager mode, and the same under torch.compile."""
+"""Each op at the shapes of the model: ours, PyTorch in eager mode, and the same under torch.compile."""
 
 import pytest
 import torch

@@ -1,17 +1,16 @@
-"""`pytest benchmarks/ --benchmark-only`: every case runs its implementations in turn, round by round, in one
-process.
+"""`pytest benchmarks/ --benchmark-only`: the implementations of a case take turns in one process.
 
-Two numbers that must not be mixed: the call (wall time, one synchronisation a call) and, on a GPU, the device
-(CUDA events behind a flushed L2). Shares are of the ceilings probed in the same rounds: a copy for bytes, a
-bfloat16 matrix product for FLOPs; on a CPU, whose last-level cache holds an op's weights, a share may pass
-100 %.
+Two times must not be mixed: wall time (one synchronization per call) and, on a GPU, device time (CUDA events,
+after L2 was overwritten). A share is the least possible time over the measured time. The least possible time
+follows from ceilings that are probed in the same rounds: a copy for bytes, a bfloat16 matrix product for
+FLOPs. On a CPU, whose last-level cache holds the weights of an op, a share may exceed 100 %.
 """
 
 import statistics
-import time
 
 import pytest
 import torch
+from common.clocks import TurnClock
 from common.results import write
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -19,8 +18,8 @@ _TABLE: list[dict] = []
 
 
 def pytest_addoption(parser):
-    parser.addoption("--results", help="write the rows and what machine they come from to this JSON file")
-    parser.addoption("--rounds", type=int, default=30, help="rounds a case (default 30)")
+    parser.addoption("--results", help="write the rows and the machine that they come from to this JSON file")
+    parser.addoption("--rounds", type=int, default=30, help="rounds per case (default 30)")
 
 
 @pytest.fixture(scope="session")
@@ -28,42 +27,14 @@ def device():
     return DEVICE
 
 
-class Clock:
-    """Times calls in turn: wall, and on a GPU the device's own."""
-
-    def __init__(self):
-        self.cuda = DEVICE == "cuda"
-        self.flushed = torch.empty(1 << 26 if self.cuda else 0, device=DEVICE)  # more than any L2
-
-    def sync(self):
-        if self.cuda:
-            torch.cuda.synchronize()
-
-    def once(self, call, flush=True):
-        """(wall, device) seconds of one call; device is None without a GPU."""
-        if flush:
-            self.flushed.zero_()
-        self.sync()
-        if self.cuda:
-            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            first.record()
-        start = time.perf_counter()
-        call()
-        if self.cuda:
-            last.record()
-        self.sync()
-        wall = time.perf_counter() - start
-        return wall, first.elapsed_time(last) / 1e3 if self.cuda else None
-
-
 @pytest.fixture(scope="session")
 def clock():
-    return Clock()
+    return TurnClock(DEVICE)
 
 
 @pytest.fixture(scope="session")
 def probes():
-    """name -> (call, amount a call): what this machine's memory and matrix units can do at most."""
+    """Name -> (call, bytes or FLOP per call): the probes of this machine's memory and matrix units."""
     big = 1 if DEVICE == "cpu" else 8
     source = torch.ones(big << 25, device=DEVICE)
     target = torch.empty_like(source)
@@ -77,11 +48,16 @@ def probes():
 
 @pytest.fixture
 def measure(request, benchmark, clock, probes):
-    """measure(case, {name: call}, moved=bytes, flops=n): rows of paired medians; the first name is ours."""
+    """A function that times implementations in turn, adds a row to the table and returns it.
+
+    `measure(case, calls, moved, flops, rounds, warm)`: title of the row; name -> call, ours first; least
+    bytes that a call moves; its FLOP; rounds (default: --rounds); calls before the first round.
+    """
 
     def run(case, calls, moved, flops=0, rounds=None, warm=3):
         with torch.inference_mode():
-            for call in (*calls.values(), *(call for call, _ in probes.values())):
+            probe_calls = [call for call, _ in probes.values()]
+            for call in (*calls.values(), *probe_calls):
                 for _ in range(warm):
                     call()
             walls = {name: [] for name in (*calls, *probes)}
@@ -112,7 +88,7 @@ def measure(request, benchmark, clock, probes):
             row["ratio"][name] = statistics.median(
                 b / a for a, b in zip(walls[ours], walls[name], strict=True)
             )
-        if clock.cuda:
+        if clock.on_gpu:
             row["device_us"] = {name: statistics.median(devices[name]) * 1e6 for name in calls}
         floor = max(moved / ceilings["bandwidth"], flops / ceilings["matmul"])
         row["share"] = floor / (row.get("device_us", row["us"])[ours] * 1e-6)

@@ -1,4 +1,4 @@
-"""benchmarks/gpu_check.py and the sm_89 test of tests/ops, as far as a machine without a GPU shows them."""
+"""benchmarks/gpu_check.py and the sm_89 test of tests/ops, as far as they run without a GPU."""
 
 import json
 import os
@@ -21,8 +21,9 @@ SCRIPT = [sys.executable, str(ROOT / "benchmarks" / "gpu_check.py")]
 
 
 def run(*command, **env):
-    kept = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    return subprocess.run(command, capture_output=True, text=True, env=kept | {"PYTHONPATH": str(ROOT)} | env)
+    inherited = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment = inherited | {"PYTHONPATH": str(ROOT)} | env
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
 def test_dry_run_lists_every_step_and_needs_no_gpu():
@@ -42,7 +43,7 @@ def test_dry_run_lists_every_step_and_needs_no_gpu():
 
 
 def test_work_of_the_encoders():
-    """The table of roofline.md at B=1, GFLOP."""
+    """FLOP of one clip at published size, and the floor from the larger of FLOP and bytes."""
     assert [round(f(1) / 1e9) for f in (roofline.clip, roofline.hubert, roofline.swin)] == [1197, 579, 247]
     assert roofline.clip(16) == 16 * roofline.clip(1)
     assert roofline.floor(165e12, 0, {"matmul": 165e12, "bandwidth": 1e12}) == 1
@@ -51,8 +52,8 @@ def test_work_of_the_encoders():
 
 def test_results_are_on_disk_after_every_row_and_in_the_table(tmp_path, capsys):
     path = tmp_path / "new" / "out.json"
-    source = {"machine": "GPU", "torch": "2", "triton": "3", "driver": "580", "commit": "abc"}
-    a_run = Run(path, source, 9, tmp_path)
+    origin = {"machine": "GPU", "torch": "2", "triton": "3", "driver": "580", "commit": "abc"}
+    a_run = Run(path, origin, 9, tmp_path)
     a_run.add({"step": "tests", "name": "tests/ops", "ok": True, "passed": 9, "failed": 0, "skipped": 1})
     assert json.loads(path.read_text())["correct"] and a_run.correct
     a_run.add({"step": "sanitizer", "name": "racecheck", "left_out": "no compute-sanitizer here"})
@@ -63,15 +64,16 @@ def test_results_are_on_disk_after_every_row_and_in_the_table(tmp_path, capsys):
     )
     times = {"ms": {"fast": 3.0}, "over_floor": {"fast": 2.0}, "peak_bytes": {"fast": 4e6}, "kernels": {}}
     a_run.add({"step": "encoder", "name": "vision", "batch": 1, "floor_ms": 1.5, **times})
-    read = json.loads(path.read_text())
-    assert read["from"] == source and not read["correct"] and len(read["rows"]) == 4 and read["ceilings"]
+    results = json.loads(path.read_text())
+    assert results["from"] == origin
+    assert not results["correct"] and len(results["rows"]) == 4 and results["ceilings"]
     text = "\n".join(table(a_run))
-    for piece in (
+    for expected in (
         "checks: 1 of 2 passed", "FAILED op expert_gate", "EVERY TIME", "9 passed", "3000 GB/s",
         "ours 4.0 (20)",
         "compiled: no time left", "left out: sanitizer racecheck: no compute", "fast 3.00 (2.00x) 4 MB",
     ):  # fmt: skip
-        assert piece in text, text
+        assert expected in text, text
     assert "op: expert_gate: FAILED" in capsys.readouterr().out
 
 
@@ -166,25 +168,14 @@ time_conv_fwd(*inputs("time_conv one tap"), 1, 1, 0, 0, True)
 
 
 def test_every_launch_packs_its_arguments_for_the_sm_89_entry():
-    """What tests/ops/test_gpu.py hands to the driver on a GPU: a value for every parameter, scratch pointers
-    after.
-    """
+    """tests/ops/test_gpu.py passes to the driver a value for every parameter, then the scratch pointers."""
     pytest.importorskip("triton")
     done = run(sys.executable, "-W", "ignore", "-c", PACKS.replace("tests", str(ROOT / "tests")))
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
-    some = {
-        "_gate_hidden",
-        "_fusion_attend",
-        "_rows_linear",
-        "_residual_norm",
-        "_tap_pool",
-        "_tap_part",
-        "_norm_act",
-    }
-    assert some | {"_conv_norm_act", "_activation", "_window_attn", "_time_conv", "_attn"} <= {
-        name for name, *_ in lines
-    }
+    expected = {"_gate_hidden", "_fusion_attend", "_rows_linear", "_residual_norm", "_tap_pool", "_tap_part"}
+    expected |= {"_norm_act", "_conv_norm_act", "_activation", "_window_attn", "_time_conv", "_attn"}
+    assert expected <= {name for name, *_ in lines}
     assert all(int(values) <= int(cells) <= int(values) + 2 for _, values, cells in lines)
 
 

@@ -1,8 +1,6 @@
-"""Results as files: rows with the machine and the versions that they come from.
+"""Results files: rows, and the machine and versions they come from. `document.py` makes pages of them."""
 
-`document.py` makes pages of them.
-"""
-
+import argparse
 import json
 import platform
 import re
@@ -21,10 +19,14 @@ Row = dict[str, Any]
 
 
 def machine(commit: str | None = None) -> Row:
-    """What a figure comes from: machine, Python, versions and commit; on a GPU its driver, CUDA and the date
-    too.
+    """Where results come from.
 
-    commit: given where the tree is a copy without its repository; default what git says, or "".
+    Args:
+        commit: for a tree that is a copy without its repository; None asks git.
+
+    Returns:
+        "machine", "python", "torch", "triton", "transformers" and "commit" ("" if unknown); with a GPU also
+        "driver", "cuda" and "date".
     """
     source: Row = {"machine": _machine_name(), "python": platform.python_version()}
     source |= {package: _version(package) for package in ("torch", "triton", "transformers")}
@@ -53,7 +55,7 @@ def _version(package: str) -> str | None:
 
 
 def _output(program: str, *arguments: str) -> str:
-    """What a program prints, "" where it is not installed or fails."""
+    """What a program prints; "" if it is not installed or fails."""
     path = shutil.which(program)
     if path is None:
         return ""
@@ -62,11 +64,33 @@ def _output(program: str, *arguments: str) -> str:
 
 
 def gpu_results_path(gpu: str) -> Path:
-    """Where a whole run on a GPU is kept."""
-    return FOLDER / f"{re.sub(r'[^A-Za-z0-9]+', '-', gpu)}-{date.today().isoformat()}.json"
+    """File of today's whole run on a GPU of this name."""
+    name = re.sub(r"[^A-Za-z0-9]+", "-", gpu)
+    return FOLDER / f"{name}-{date.today().isoformat()}.json"
 
 
-def write(path: str | Path, rows: list[Row]) -> None:
-    """Write rows and what machine they come from."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps({"from": machine(), "rows": rows}, indent=1) + "\n")
+def argument_parser(docstring: str | None) -> argparse.ArgumentParser:
+    """A parser with the option --results, which names the file that `write` writes.
+
+    Args:
+        docstring: of the script; printed by --help.
+    """
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=docstring, formatter_class=formatter)
+    parser.add_argument("--results", help="write the rows to this JSON file")
+    return parser
+
+
+def write(path: str | Path, rows: list[Row], origin: Row | None = None, **details: object) -> None:
+    """Write a results file and the folders above it.
+
+    Args:
+        path: the JSON file.
+        rows: one per result; `document.py` says which fields it reads.
+        origin: what `machine` returns; None asks it.
+        details: further fields of the file.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    results = {"from": machine() if origin is None else origin, **details, "rows": rows}
+    path.write_text(json.dumps(results, indent=1) + "\n")

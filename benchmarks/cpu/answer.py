@@ -1,10 +1,11 @@
-"""`python benchmarks/cpu/answer.py`: a clip to an answer of 64 tokens, beside the reference, adapters merged.
+"""`python benchmarks/cpu/answer.py`: a clip to an answer of 64 tokens, beside the reference.
 
-The true size with random weights, one process, rounds of all forms in turn with a read-bandwidth probe among
-them; medians. `--dtype fp32` times encoders and prefill alone. Also: six tasks of one clip by `answer_all`
-and one by one, and the time of a token that is not the engine's."""
+Published size, random weights, adapters merged, one process. All forms and a probe of the read bandwidth take
+turns; figures are medians over the rounds. Also times six tasks about one clip, by `answer_all` and one after
+the other, and the part of a token's time that is spent outside of the decode engine. `--dtype fp32` times
+encoders and prefill alone.
+"""
 
-import argparse
 import statistics
 import sys
 import tempfile
@@ -12,18 +13,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 
-sys.path[:0] = [
-    str(Path(__file__).parents[2]),
-    str(Path(__file__).parents[1]),
-]  # the tree itself, installed or not
+sys.path[:0] = [str(Path(__file__).parents[n]) for n in (2, 1)]  # the repository and its benchmarks folder
 
 from common.bundles import encoder_bundle
-from common.results import write
-from cpu.language import reference, timed, twin
+from common.clocks import seconds
+from common.results import Row, argument_parser, write
+from cpu.language import DTYPES, probe_row, reference, twin
 
 import nanoemox
 from nanoemox.config import LanguageConfig
@@ -34,26 +34,26 @@ from nanoemox.tasks import TASKS
 from nanoemox_kernels import _native
 from nanoemox_kernels.probe import ReadProbe
 
-PROMPT, NEW, TOLD = 220, 64, 32  # tokens of the prompt, of an answer, and of each of the six
-WORDS = "i have to go now the lamp is in the hall "
+PROMPT, NEW, TASK_NEW = 220, 64, 32  # tokens: of the prompt, of an answer, of an answer to one of six tasks
+SUBTITLE = "i have to go now the lamp is in the hall "
 
 
-def clip() -> Clip:
+def random_clip() -> Clip:
+    """Eight random frames and windows with a subtitle."""
     random = np.random.default_rng(0)
-    return Clip(
-        frames=random.integers(0, 256, (8, 3, 224, 224), dtype=np.uint8),
-        audio=random.normal(0, 0.1, (8, 32000)).astype(np.float32), subtitle=WORDS,
-    )  # fmt: skip
+    frames = random.integers(0, 256, (8, 3, 224, 224), dtype=np.uint8)
+    audio = random.normal(0, 0.1, (8, 32000)).astype(np.float32)
+    return Clip(frames=frames, audio=audio, subtitle=SUBTITLE)
 
 
 class Runner:
-    """One form of the model, from the clip on; keeps the seconds of each part."""
+    """One form of the model and a clip; every call starts from the clip."""
 
     def __init__(self, model: NanoEmoX, clip: Clip):
         self.model, self.clip = model, clip
         ids = model.prompt_ids(clip, "mer")
-        assert len(ids) <= PROMPT, len(ids)
-        filler = model.tokenizer.encode(WORDS)  # type: ignore[union-attr]
+        assert model.tokenizer is not None and len(ids) <= PROMPT, len(ids)
+        filler = model.tokenizer.encode(SUBTITLE)
         self.ids = torch.tensor([ids + (filler * PROMPT)[: PROMPT - len(ids)]])
 
     def encode_and_prefill(self) -> None:
@@ -66,93 +66,114 @@ class Runner:
         encoded = self.model.encode(self.clip)
         with torch.inference_mode():
             request = Request(self.model.splice(self.ids, encoded)[0], NEW, lambda ids: False)
-        (told,) = generate(self.model.language, [request])
-        assert len(told.ids) == NEW
+        (tokens,) = generate(self.model.language, [request])
+        assert len(tokens.ids) == NEW
 
 
-def six(model: NanoEmoX, clip: Clip) -> dict[str, Callable[[], Any]]:
-    tasks = list(TASKS)
-    return {
-        "answer_all": lambda: model.answer_all(clip, max_new_tokens=TOLD),
-        "one by one": lambda: [model.answer(clip, task, max_new_tokens=TOLD) for task in tasks],
-    }
+def time_part(
+    part: Callable[[Runner], None], runners: dict[str, Runner], rounds: int, probe: ReadProbe
+) -> tuple[dict[str, list[float]], list[float]]:
+    """Seconds of each form in each round but the first, and the read bandwidth before each round."""
+    times: dict[str, list[float]] = {name: [] for name in runners}
+    bandwidths = []
+    for index in range(rounds + 1):
+        bandwidths.append(probe.once())
+        for name, runner in runners.items():
+            taken = seconds(lambda runner=runner: part(runner))
+            if index:
+                times[name].append(taken)
+    return times, bandwidths
+
+
+def part_rows(part: str, times: dict[str, list[float]]) -> list[Row]:
+    """A row per form: median time, and the median ratio of the reference's time to it."""
+    rows: list[Row] = []
+    for name, values in times.items():
+        ratio = statistics.median(a / b for a, b in zip(times["reference"], values, strict=True))
+        rows.append({"case": f"{part}, {name}", "ms": statistics.median(values) * 1e3, "ratio": ratio})
+    return rows
+
+
+def task_row(name: str, runner: Runner) -> Row:
+    """Six tasks about the clip: `answer_all`, and the ratio of six calls of `answer` to it."""
+    model, clip = runner.model, runner.clip
+
+    def one_by_one() -> None:
+        for task in TASKS:
+            model.answer(clip, task, max_new_tokens=TASK_NEW)
+
+    together, separate = [], []
+    for _ in range(2):
+        together.append(seconds(lambda: model.answer_all(clip, max_new_tokens=TASK_NEW)))
+        separate.append(seconds(one_by_one))
+    ratio = statistics.median(b / a for a, b in zip(together, separate, strict=True))
+    return {"case": f"six tasks, {name}", "answer_all_ms": statistics.median(together) * 1e3, "ratio": ratio}
 
 
 def outside_the_engine(model: NanoEmoX, clip: Clip, rounds: int = 5) -> float:
-    """Seconds of a token, by `model.answer`, that are not spent in the C call."""
-    inside, step, found = [0.0], _native.engine_step, []
+    """Seconds per token of `model.answer` that are not spent in the C call."""
+    engine_step, inside, outside = _native.engine_step, [], []
 
-    def clocked(*args: Any) -> None:
-        inside[0] += timed(lambda: step(*args))
+    def timed_step(*args: Any) -> None:
+        inside.append(seconds(lambda: engine_step(*args)))
 
-    _native.engine_step = clocked
-    try:
+    with mock.patch.object(_native, "engine_step", timed_step):
         for _ in range(rounds):
-            inside[0] = 0.0
+            inside.clear()
             reply = model.answer(clip, "erg", max_new_tokens=NEW)
-            found.append((reply.seconds["decode"] - inside[0]) / max(1, reply.tokens - 1))
-    finally:
-        _native.engine_step = step
-    return statistics.median(found)
+            outside.append((reply.seconds["decode"] - sum(inside)) / max(1, reply.tokens - 1))
+    return statistics.median(outside)
+
+
+def load_forms(bundle: Path, dtype: str) -> dict[str, Runner]:
+    """The reference and its accelerated forms, all with one language model's weights."""
+    quantizations: dict[str, str | None] = {"reference": None, dtype: None}
+    if dtype == "bf16":
+        quantizations["int8"] = "int8"
+    language, clip = reference(LanguageConfig(), DTYPES[dtype]), random_clip()
+    runners = {}
+    for name, quantize in quantizations.items():
+        fast = name != "reference"
+        model = nanoemox.load(bundle, fast=fast, device="cpu", dtype=DTYPES[dtype], quantize=quantize)
+        model.language = twin(language, quantize) if fast else language
+        runners[name] = Runner(model, clip)
+    return runners
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--dtype", default="bf16", choices=["bf16", "fp32"])
+    parser = argument_parser(__doc__)
+    parser.add_argument("--dtype", default="bf16", choices=list(DTYPES))
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--results", help="write the rows to this JSON file")
     args = parser.parse_args()
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[args.dtype]
-    forms = {"reference": None, args.dtype: None} | ({"int8": "int8"} if args.dtype == "bf16" else {})
-    rows: list[dict[str, Any]] = []
+    parts = {"encode and prefill": Runner.encode_and_prefill}
+    if args.dtype == "bf16":
+        parts[f"clip to {NEW} tokens"] = Runner.answer
+    rows: list[Row] = []
+    bandwidths: list[float] = []
+
+    def add(*new_rows: Row) -> None:
+        rows.extend(new_rows)
+        print(*new_rows, sep="\n", flush=True)
+
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        bundle, slow, shown = encoder_bundle(Path(folder)), reference(LanguageConfig(), dtype), clip()
-        runners = {}
-        for name, quantize in forms.items():
-            model = nanoemox.load(
-                bundle, fast=name != "reference", device="cpu", dtype=dtype, quantize=quantize
-            )
-            model.language = slow if name == "reference" else twin(slow, quantize)
-            runners[name] = Runner(model, shown)
-        probe, bands = ReadProbe(), []
-        parts = {"encode and prefill": Runner.encode_and_prefill}
+        runners = load_forms(encoder_bundle(Path(folder)), args.dtype)
+        probe = ReadProbe()
+        for name, part in parts.items():
+            times, around = time_part(part, runners, args.rounds, probe)
+            bandwidths += around
+            add(*part_rows(name, times))
         if args.dtype == "bf16":
-            parts["clip to 64 tokens"] = Runner.answer
-        for what, part in parts.items():
-            taken: dict[str, list[float]] = {name: [] for name in runners}
-            for index in range(args.rounds + 1):
-                bands.append(probe.once())
-                for name, runner in runners.items():
-                    seconds = timed(lambda part=part, runner=runner: part(runner))
-                    if index:
-                        taken[name].append(seconds)
-            for name, times in taken.items():
-                ratio = statistics.median(a / b for a, b in zip(taken["reference"], times, strict=True))
-                rows.append({"case": f"{what}, {name}", "ms": statistics.median(times) * 1e3, "ratio": ratio})
-                print(rows[-1], flush=True)
-        for name, runner in runners.items() if args.dtype == "bf16" else ():
-            if name == "reference":
-                continue
-            calls = six(runner.model, shown)
-            pairs = [[timed(call) for call in calls.values()] for _ in range(2)]
-            rows.append({
-                "case": f"six tasks, {name}", "answer_all_ms": statistics.median(p[0] for p in pairs) * 1e3,
-                "ratio": statistics.median(p[1] / p[0] for p in pairs),
-            })  # fmt: skip
-            rows.append({"case": f"a token outside of the engine, {name}",
-                         "ms": outside_the_engine(runner.model, shown) * 1e3})  # fmt: skip
-            print(*rows[-2:], sep="\n", flush=True)
-        rows.append(
-            {"case": "probe", "median_GB_s": statistics.median(bands) / 1e9, "max_GB_s": max(bands) / 1e9}
-        )
-        print(rows[-1])
+            for name in ("bf16", "int8"):
+                runner = runners[name]
+                add(task_row(name, runner))
+                taken = outside_the_engine(runner.model, runner.clip)
+                add({"case": f"a token outside of the engine, {name}", "ms": taken * 1e3})
+    add(probe_row(bandwidths))
     if args.results:
         write(args.results, rows)
 
 
 if __name__ == "__main__":
-    began = time.perf_counter()
+    start = time.perf_counter()
     main()
-    print(f"{time.perf_counter() - began:.0f} s")
+    print(f"{time.perf_counter() - start:.0f} s")

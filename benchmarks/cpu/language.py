@@ -1,28 +1,24 @@
-"""`python benchmarks/cpu/language.py`: decode and prefill of the true-size language model, beside Hugging
-Face.
+"""`python benchmarks/cpu/language.py`: decode and prefill of the language model at published size.
 
-Random weights, one process, rounds of all forms in turn with a read-bandwidth probe among them; medians. A
-share is the bytes that a token must read, over its time, over the probe of the same round; 20 ms lie between
-probe and step, in which the probe's threads come to rest. `--busy N` times a step of each form beside N
-foreign busy processes too."""
+Beside Hugging Face's model, with random weights, in one process. All forms and a probe of the read bandwidth
+take turns; figures are medians over the rounds. "share of probe" is the bytes that a token must read, divided
+by its time and by the bandwidth of the same round. The script waits 20 ms between probe and step, until the
+probe's threads are idle. `--busy N` also times a step of each form beside N busy processes.
+"""
 
-import argparse
 import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-sys.path[:0] = [
-    str(Path(__file__).parents[2]),
-    str(Path(__file__).parents[1]),
-]  # the tree itself, installed or not
+sys.path[:0] = [str(Path(__file__).parents[n]) for n in (2, 1)]  # the repository and its benchmarks folder
 
-from common.results import write
+from common.clocks import seconds
+from common.results import Row, argument_parser, write
 from torch import Tensor
 
 from nanoemox.config import LanguageConfig
@@ -32,12 +28,14 @@ from nanoemox.generation.sampler import Sampler
 from nanoemox.modules.language import LanguageModel, hugging_face_config
 from nanoemox_kernels.probe import ReadProbe
 
-PROMPT = 220
-_REST = 0.02  # seconds after which the probe's OpenMP threads no longer spin: no probe precedes a real step
+Times = dict[str, list[float]]
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+PROMPT = 220  # tokens
+_PAUSE = 0.02  # seconds after which the OpenMP threads of the probe no longer spin
 
 
 def reference(config: LanguageConfig, dtype: torch.dtype) -> LanguageModel:
-    """Hugging Face's model with random weights of a healthy size."""
+    """Hugging Face's model with random weights that keep activations at a common scale."""
     from transformers import Qwen2ForCausalLM
 
     torch.manual_seed(0)
@@ -57,7 +55,7 @@ def reference(config: LanguageConfig, dtype: torch.dtype) -> LanguageModel:
 
 
 def twin(language: LanguageModel, quantize: str | None) -> EngineLanguage:
-    """The engine on the same weights; quantising it spends a copy of them."""
+    """The decode engine with the same weights; a quantised engine is made from a copy of them."""
     base = language.base
     with torch.device("meta"):
         other = type(base)(base.config)
@@ -71,20 +69,21 @@ def twin(language: LanguageModel, quantize: str | None) -> EngineLanguage:
 
 
 def token_bytes(config: LanguageConfig, form: str) -> float:
-    """What a token of one sequence must read: the layers' matrices (keys' and values' in bf16) and the head
-    (int8).
+    """Bytes of weights that a token of one sequence reads.
+
+    Quantised forms have keys and values in bf16; int4 has an int8 head.
     """
-    c = config
-    blocks = c.layers * c.hidden_size * (2 * c.heads * c.head_dim + 3 * c.mlp_size)
-    keys_and_values = 2 * c.layers * c.hidden_size * c.kv_heads * c.head_dim
-    head = c.vocab_size * c.hidden_size
+    per_row = 2 * config.heads * config.head_dim + 3 * config.mlp_size
+    blocks = config.layers * config.hidden_size * per_row
+    keys_and_values = 2 * config.layers * config.hidden_size * config.kv_heads * config.head_dim
+    head = config.vocab_size * config.hidden_size
     int8 = 1 + 2 / 64  # a bf16 scale for 64 columns
     size = {"fp32": 4.0, "bf16": 2.0, "int8": int8, "int4": 0.5 + 2 / 32}[form]
     return blocks * size + keys_and_values * max(size, 2.0) + head * max(size, int8)
 
 
 class Runner:
-    """One form: prefill, then a step at a time."""
+    """One form of the model: a prefill, then single steps."""
 
     def __init__(self, language: Any, prompt: Tensor):
         self.language, self.prompt, self.sampler = language, prompt, Sampler()
@@ -99,93 +98,114 @@ class Runner:
         self.logits = self.language.step(self.sampler(self.logits), self.state)
 
 
-def timed(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
 def busy() -> None:
+    """Never return."""
     while True:
         pass
 
 
+def time_prefills(runners: dict[str, Runner], rounds: int = 3) -> Times:
+    """Seconds of each form's prefills, without the first."""
+    times: Times = {name: [] for name in runners}
+    for _ in range(rounds + 1):
+        for name, runner in runners.items():
+            times[name].append(seconds(runner.prefill))
+    return {name: values[1:] for name, values in times.items()}
+
+
+def time_steps(runners: dict[str, Runner], rounds: int, warm: int = 2) -> tuple[Times, Times]:
+    """Seconds of each form's steps, and the read bandwidth around each step, without the first rounds."""
+    probe = ReadProbe()
+    times: Times = {name: [] for name in runners}
+    bandwidths: Times = {name: [] for name in runners}
+    for index in range(rounds + warm):
+        for name, runner in runners.items():
+            before = probe.once()
+            time.sleep(_PAUSE)
+            taken = seconds(runner.step)
+            after = probe.once()
+            if index >= warm:
+                times[name].append(taken)
+                bandwidths[name].append((before + after) / 2)
+    return times, bandwidths
+
+
+def slowdowns(runners: dict[str, Runner], times: Times, count: int) -> list[Row]:
+    """Each form's step beside `count` busy processes, over its median in `times`."""
+    processes = [multiprocessing.Process(target=busy, daemon=True) for _ in range(count)]
+    for process in processes:
+        process.start()
+    time.sleep(1)
+    rows: list[Row] = []
+    for name, runner in runners.items():
+        taken = statistics.median(seconds(runner.step) for _ in range(8))
+        alone = statistics.median(times[name])
+        rows.append({"case": f"{name} beside {count} busy", "slowdown": taken / alone})
+    for process in processes:
+        process.terminate()
+    return rows
+
+
+def rows_of(config: LanguageConfig, prefills: Times, steps: Times, bandwidths: Times) -> list[Row]:
+    """A row per form, and one of the probe. The first form is the baseline and has no share."""
+    baseline, *forms = steps
+    rows: list[Row] = []
+    for name in steps:
+        row: Row = {
+            "case": name,
+            "prefill_ms": statistics.median(prefills[name]) * 1e3,
+            "step_ms": statistics.median(steps[name]) * 1e3,
+            "prefill_ratio": _ratio(prefills[baseline], prefills[name]),
+            "step_ratio": _ratio(steps[baseline], steps[name]),
+        }
+        if name in forms:
+            read = token_bytes(config, name)
+            pairs = zip(steps[name], bandwidths[name], strict=True)
+            row["share_of_probe"] = statistics.median(read / taken / bandwidth for taken, bandwidth in pairs)
+        rows.append(row)
+    return [*rows, probe_row([value for values in bandwidths.values() for value in values])]
+
+
+def probe_row(bandwidths: list[float]) -> Row:
+    """The row of the read-bandwidth probe; `bandwidths` in bytes per second."""
+    return {
+        "case": "probe",
+        "median_GB_s": statistics.median(bandwidths) / 1e9,
+        "max_GB_s": max(bandwidths) / 1e9,
+    }
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--dtype", default="bf16", choices=["bf16", "fp32"])
+    parser = argument_parser(__doc__)
+    parser.add_argument("--dtype", default="bf16", choices=list(DTYPES))
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--layers", type=int, default=28)
     parser.add_argument(
         "--busy", type=int, default=0, metavar="N", help="also time steps beside N busy processes"
     )
-    parser.add_argument("--results", help="write the rows to this JSON file")
     args = parser.parse_args()
     config = LanguageConfig(layers=args.layers)
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[args.dtype]
-    rows: list[dict[str, Any]] = []
     with torch.inference_mode():
-        slow = reference(config, dtype)
-        forms = [args.dtype, *(["int8", "int4"] if args.dtype == "bf16" else [])]
-        languages = {"hugging face": slow} | {f: twin(slow, None if f == args.dtype else f) for f in forms}
-        prompt = slow.embed(torch.arange(PROMPT) * 7 % config.vocab_size)
+        hugging_face = reference(config, DTYPES[args.dtype])
+        languages: dict[str, Any] = {"hugging face": hugging_face, args.dtype: twin(hugging_face, None)}
+        if args.dtype == "bf16":
+            languages |= {form: twin(hugging_face, form) for form in ("int8", "int4")}
+        prompt = hugging_face.embed(torch.arange(PROMPT) * 7 % config.vocab_size)
         runners = {name: Runner(language, prompt) for name, language in languages.items()}
-        probe = ReadProbe()
-        prefills: dict[str, list[float]] = {name: [] for name in runners}
-        for _ in range(4):
-            for name, runner in runners.items():
-                prefills[name].append(timed(runner.prefill))
-        steps: dict[str, list[float]] = {name: [] for name in runners}
-        shares: dict[str, list[float]] = {form: [] for form in forms}
-        bands = []
-        for index in range(args.rounds + 2):
-            for name, runner in runners.items():
-                before = probe.once()
-                time.sleep(_REST)
-                taken = timed(runner.step)
-                band = (before + probe.once()) / 2
-                if index < 2:
-                    continue
-                steps[name].append(taken)
-                bands.append(band)
-                if name in shares:
-                    shares[name].append(token_bytes(config, name) / taken / band)
-        for name in runners:
-            row: dict[str, Any] = {
-                "case": name,
-                "prefill_ms": statistics.median(prefills[name][1:]) * 1e3,
-                "step_ms": statistics.median(steps[name]) * 1e3,
-                "prefill_ratio": _ratio(prefills["hugging face"][1:], prefills[name][1:]),
-                "step_ratio": _ratio(steps["hugging face"], steps[name]),
-            }
-            if name in shares:
-                row["share_of_probe"] = statistics.median(shares[name])
-            rows.append(row)
-        rows.append(
-            {"case": "probe", "median_GB_s": statistics.median(bands) / 1e9, "max_GB_s": max(bands) / 1e9}
-        )
+        prefills = time_prefills(runners)
+        steps, bandwidths = time_steps(runners, args.rounds)
+        rows = rows_of(config, prefills, steps, bandwidths)
         if args.busy:
-            others = [multiprocessing.Process(target=busy, daemon=True) for _ in range(args.busy)]
-            for other in others:
-                other.start()
-            time.sleep(1)
-            for name, runner in runners.items():
-                taken = statistics.median(timed(runner.step) for _ in range(8))
-                rows.append({"case": f"{name} beside {args.busy} busy",
-                             "slowdown": taken / statistics.median(steps[name])})  # fmt: skip
-            for other in others:
-                other.terminate()
+            rows += slowdowns(runners, steps, args.busy)
     for row in rows:
-        shown = [
-            f"{key} {value:.3g}" if isinstance(value, float) else f"{value:<14}" for key, value in row.items()
-        ]
-        print("  ".join(shown))
+        cells = [f"{key} {value:.3g}" for key, value in row.items() if isinstance(value, float)]
+        print("  ".join([f"{row['case']:<14}", *cells]))
     if args.results:
         write(args.results, rows)
 
 
 def _ratio(theirs: list[float], ours: list[float]) -> float:
+    """Median over the rounds of one time over the other."""
     return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
 
 

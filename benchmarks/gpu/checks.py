@@ -1,4 +1,4 @@
-"""Correctness on the GPU. Nothing is timed yet, so that all of it runs at once."""
+"""Correctness on the GPU. Nothing is timed here, so the checks run at the same time."""
 
 import os
 import re
@@ -18,28 +18,26 @@ _TAIL = 4000  # characters of a failed command's output that are kept
 
 
 def tests(run: Run) -> Row:
-    """The kernels' test suite: error rule, gradients, opcheck, fullgraph, graphs, streams, sm_89 machine
-    code.
-    """
+    """The test suite of the kernels, tests/ops."""
     arguments = [sys.executable, "-m", "pytest", "tests/ops", "-p", "no:cacheprovider", "--tb=short"]
-    arguments += ["--ignore", "tests/ops/test_native.py"]  # the C++ kernels, which see no GPU
-    if find_spec("xdist"):  # nearly all of the time goes into compiling kernels
+    arguments += ["--ignore", "tests/ops/test_native.py"]  # the C++ kernels, which run on the CPU
+    if find_spec("xdist"):  # compiling kernels takes most of the time
         arguments += ["-n", str(max((os.cpu_count() or 1) - 2, 1))]
     status, output = command(arguments, 0.7 * run.left(), TORCHINDUCTOR_COMPILE_THREADS="1")
     return {"step": "tests", "name": "tests/ops", "ok": status == 0, **counts(output), **_why(status, output)}
 
 
 def counts(output: str) -> dict[str, int]:
-    """pytest's last line as numbers."""
+    """The numbers of pytest's last line: "passed", "failed", "skipped", and "error" if there are any."""
     last = next(
         (line for line in reversed(output.splitlines()) if re.search(r"\d+ \w+.* in [\d.]+s", line)), ""
     )
-    found = {name: int(number) for number, name in re.findall(r"(\d+) (passed|failed|skipped|error)", last)}
-    return dict.fromkeys(("passed", "failed", "skipped"), 0) | found
+    numbers = re.findall(r"(\d+) (passed|failed|skipped|error)", last)
+    return dict.fromkeys(("passed", "failed", "skipped"), 0) | {name: int(n) for n, name in numbers}
 
 
 def smoke() -> None:
-    """Every op once at small shapes with masks of every kind, and once over more frames than fit on chip."""
+    """Every op once at small, odd sizes, and in bf16 also over more frames than fit on chip."""
     from common.cases import SMALL, cases
 
     for dtype, T in ((torch.float32, 5), (torch.float16, 5), (torch.bfloat16, 5), (torch.bfloat16, 70)):
@@ -49,16 +47,13 @@ def smoke() -> None:
 
 
 def plain_smoke(run: Run) -> Row:
-    """The same without a sanitizer: it has to run, and leaves its kernels compiled."""
+    """`smoke` without a sanitizer: it must run, and Triton's cache keeps the compiled kernels."""
     status, output = command(itself("--smoke"), run.left())
     return {"step": "sanitizer", "name": "none", "ok": status == 0, **_why(status, output)}
 
 
 def sanitizer(run: Run, kind: str) -> Row:
-    """compute-sanitizer over `smoke`.
-
-    Every tensor has an allocation of its own, so that overruns are seen.
-    """
+    """compute-sanitizer over `smoke`. Each tensor is allocated separately, so that it detects overruns."""
     row: Row = {"step": "sanitizer", "name": kind}
     path = tool("compute-sanitizer")
     if path is None:
@@ -77,13 +72,13 @@ def _why(status: int, output: str) -> Row:
 
 
 def encode(run: Run) -> Iterator[Row]:
-    """model.encode, fast against the reference, on clips of random frames and sound, together and one alone.
+    """model.encode, fast against the reference, on random clips: four in one batch, and one alone.
 
-    The error rule of the tests: against a reference of higher precision (fp64 for fp32, fp32 for bf16) a
-        stream of the
-    fast model may err twice as much as that of the reference in the same dtype, plus one ulp of the peak. In
-    fp32, where all err by a few ulps and chance decides which stream is lucky, the reference's worst stream
-    sets the limit."""
+    The error rule is that of the tests. Against a reference of higher precision (fp64 for fp32, fp32 for
+    bf16), a stream of the fast model may have twice the error of the same stream of the reference in the same
+    dtype, plus one ulp of the peak. In fp32 all errors are a few ulps, so the reference's worst stream sets
+    the limit for all.
+    """
     torch.backends.cudnn.allow_tf32 = False  # convolutions of the fp32 reference are exact then
     clips = [random_clip(seed) for seed in range(4)]
     for name, dtype in (("demo", "float32"), ("demo", "bfloat16"), ("nano-emox-2.2b", "bfloat16")):
@@ -92,32 +87,34 @@ def encode(run: Run) -> Iterator[Row]:
         if dtype == "float32":
             exact_model = exact_model.double()
         models = exact_model, *(run.load(source, fast=fast, dtype=dtype) for fast in (False, True))
-        for batch, said in ((clips, ""), (clips[:1], " alone")):
+        for batch, suffix in ((clips, ""), (clips[:1], " alone")):
             exact, low, got = (replayed(model, batch) for model in models)
-            own = {stream: apart(low[stream], exact[stream]) for stream in exact}
+            own = {stream: relative_error(low[stream], exact[stream]) for stream in exact}
             ulp, worst = torch.finfo(getattr(torch, dtype)).eps, max(own.values())
             for stream in exact:
                 limit = 2 * (worst if dtype == "float32" else own[stream]) + ulp
-                error = apart(got[stream], exact[stream])
-                alike = got[stream].shape == low[stream].shape and got[stream].dtype == low[stream].dtype
+                error = relative_error(got[stream], exact[stream])
+                same_shape = got[stream].shape == low[stream].shape
+                same_dtype = got[stream].dtype == low[stream].dtype
                 yield {
                     "step": "encode",
-                    "name": f"{name} {dtype} {stream}{said}",
-                    "ok": alike and error <= limit,
+                    "name": f"{name} {dtype} {stream}{suffix}",
+                    "ok": same_shape and same_dtype and error <= limit,  # False for a NaN
                     "error": error,
                     "reference_error": own[stream],
                     "limit": limit,
-                    "fast_from_slow": apart(got[stream], low[stream]),
-                }  # (a NaN is not ok)
+                    "fast_from_slow": relative_error(got[stream], low[stream]),
+                }
         del exact_model, models
 
 
 def replayed(model: Any, batch: list[Any]) -> dict[str, Tensor]:
-    """Streams of the third call, which replays a graph where there is one."""
+    """Streams of the third call, which replays a CUDA graph if the model captured one."""
     return streams([model.encode(batch) for _ in range(3)][-1])
 
 
 def random_clip(seed: int) -> Any:
+    """A `nanoemox.media.Clip` of eight random frames and windows, without a subtitle."""
     from nanoemox.media import Clip
 
     random = torch.Generator().manual_seed(seed)
@@ -127,7 +124,7 @@ def random_clip(seed: int) -> Any:
 
 
 def streams(encoded: Any) -> dict[str, Tensor]:
-    """Every tensor of an Encoded by name."""
+    """Name -> tensor of a `nanoemox.Encoded`."""
     named = {
         field.name: getattr(encoded, field.name) for field in fields(encoded) if field.name != "features"
     }
@@ -135,18 +132,18 @@ def streams(encoded: Any) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
-def apart(got: Tensor, want: Tensor) -> float:
+def relative_error(got: Tensor, want: Tensor) -> float:
     """max|got - want| / max|want|."""
     return ((got.double() - want.double()).abs().max() / want.double().abs().max()).item()
 
 
 def correctness(run: Run) -> Iterator[Row]:
-    """All of it, side by side; rows as they come."""
+    """All checks, several at a time."""
     with ThreadPoolExecutor() as pool:
         suite = pool.submit(tests, run)
         plain = pool.submit(plain_smoke, run)
         yield from guarded(encode, run)
         yield plain.result()
-        watched = [pool.submit(sanitizer, run, kind) for kind in ("memcheck", "racecheck")]
-        for job in (*watched, suite):
+        sanitizers = [pool.submit(sanitizer, run, kind) for kind in ("memcheck", "racecheck")]
+        for job in (*sanitizers, suite):
             yield job.result()

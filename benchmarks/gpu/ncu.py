@@ -1,4 +1,4 @@
-"""Hardware counters of our kernels, by Nsight Compute around a process that calls every op once."""
+"""Hardware counters of the Triton kernels: Nsight Compute profiles a process that calls each op once."""
 
 import csv
 import tempfile
@@ -38,31 +38,24 @@ _METRICS = {
 
 
 def kernel_names() -> list[str]:
-    """Our Triton kernels' names in the machine code."""
+    """Names of our Triton kernels in the machine code."""
     from importlib import import_module
 
     from triton.runtime.jit import JITFunction
 
-    modules = [import_module(f"nanoemox_kernels.ops.{op}.kernel") for op in _OPS]
-    found = {value.__name__ for m in modules for value in vars(m).values() if isinstance(value, JITFunction)}
-    return sorted(name for name in found if name.startswith("_"))
+    import nanoemox_kernels.ops
 
-
-_OPS = (
-    "activation",
-    "attn",
-    "expert_fusion",
-    "expert_gate",
-    "feature_taps",
-    "norm_act",
-    "temporal_xattn",
-    "time_conv",
-    "window_attn",
-)
+    folder = Path(nanoemox_kernels.ops.__file__).parent
+    names = set()
+    for path in folder.glob("*/kernel.py"):
+        module = import_module(f"nanoemox_kernels.ops.{path.parent.name}.kernel")
+        functions = [value for value in vars(module).values() if isinstance(value, JITFunction)]
+        names |= {function.__name__ for function in functions}
+    return sorted(name for name in names if name.startswith("_"))
 
 
 def profile(B: int) -> None:
-    """Every op once at true size between the profiler's marks, its kernels compiled before."""
+    """Each op at published size: once to compile its kernels, then once between the profiler's marks."""
     from common.cases import cases
 
     with torch.inference_mode():
@@ -77,7 +70,7 @@ def profile(B: int) -> None:
 
 
 def ncu(run: Run) -> Iterator[Row]:
-    """A row a launch, the longest first. The tool clears the caches before each."""
+    """A row per launch, the longest first. The tool clears the caches before each launch."""
     path = tool("ncu")
     if path is None:
         yield {"step": "ncu", "name": "all kernels", "left_out": "no ncu here"}
@@ -87,23 +80,10 @@ def ncu(run: Run) -> Iterator[Row]:
     for B in (1, 8):
         with tempfile.TemporaryDirectory() as folder:
             log = Path(folder, "log")
-            arguments = [
-                path,
-                "--csv",
-                "--print-units",
-                "base",
-                "--clock-control",
-                "none",
-                "--profile-from-start",
-                "off",
-                "--kernel-name",
-                names,
-                "--metrics",
-                metrics,
-                "--log-file",
-                str(log),
-                *itself("--profile", str(B)),
-            ]
+            options = ["--csv", "--print-units", "base", "--clock-control", "none"]
+            options += ["--profile-from-start", "off", "--kernel-name", names]
+            options += ["--metrics", metrics, "--log-file", str(log)]
+            arguments = [path, *options, *itself("--profile", str(B))]
             status, output = command(arguments, run.left())
             output += log.read_text() if log.is_file() else ""
         launches = read(output)
@@ -115,19 +95,20 @@ def ncu(run: Run) -> Iterator[Row]:
 
 
 def read(output: str) -> list[Row]:
-    """ncu's table, which has a line a metric and launch, or a line a launch."""
+    """The rows of ncu's table, which has one line per launch, or one line per launch and metric."""
     lines = [line for line in output.splitlines() if line.startswith('"')]
     launches: dict[str, dict[str, str]] = {}
     for line in csv.DictReader(lines):
         launch = launches.setdefault(line["ID"], {})
         launch |= {"Kernel Name": line["Kernel Name"], "Grid Size": line["Grid Size"]}
         launch |= {line["Metric Name"]: line["Metric Value"]} if "Metric Name" in line else line
-    return [
-        _launch(launch) for launch in launches.values() if launch.get("Kernel Name")
-    ]  # the second line holds units
+    # The line of units has no kernel name.
+    return [_launch(launch) for launch in launches.values() if launch.get("Kernel Name")]
 
 
 def _launch(values: dict[str, str]) -> Row:
+    """The row of one launch. A metric that ncu did not report is None."""
+
     def number(metric: str) -> float | None:
         text = values.get(metric, "").replace(",", "")
         return float(text) if text.replace(".", "", 1).isdigit() else None
@@ -136,5 +117,6 @@ def _launch(values: dict[str, str]) -> Row:
     row |= {name: number(metric) for name, metric in _METRICS.items()}
     row["us"] = (row.pop("ns") or 0) / 1e3
     stalls = {reason: number(_STALL.format(reason)) or 0 for reason in _STALLS}
-    row["stalls"] = dict(sorted(stalls.items(), key=lambda item: -item[1])[:3])  # warps a cycle that issues
+    # The three most frequent reasons; warps per cycle in which an instruction was issued.
+    row["stalls"] = dict(sorted(stalls.items(), key=lambda item: -item[1])[:3])
     return row

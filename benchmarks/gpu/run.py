@@ -1,8 +1,5 @@
-"""What the steps of gpu_check share: the results file, the deadline, the tools beside Python, the models
-under test.
-"""
+"""What the steps of gpu_check share: results file, deadline, command-line tools and the models under test."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -15,9 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from common.results import Row, write
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu_check.py"
-Row = dict[str, Any]
 
 
 def tool(name: str) -> str | None:
@@ -26,7 +24,16 @@ def tool(name: str) -> str | None:
 
 
 def command(arguments: list[str], seconds: float, **env: str) -> tuple[int, str]:
-    """(exit status, output) of a command in the project's root; 124 if it took longer."""
+    """Run a command in the root of the repository.
+
+    Args:
+        arguments: program and arguments.
+        seconds: limit, at least one second.
+        env: environment variables to add.
+
+    Returns:
+        Exit status (124 if the command exceeded the limit) and output.
+    """
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": paths, **env}
     try:
@@ -41,22 +48,32 @@ def command(arguments: list[str], seconds: float, **env: str) -> tuple[int, str]
 
 
 def itself(*arguments: str) -> list[str]:
-    """The command that runs gpu_check in a process of its own."""
+    """The command that runs gpu_check with these arguments in another process."""
     return [sys.executable, str(SCRIPT), *arguments]
 
 
 class Run:
-    """Rows so far, written to the file after each, so that a run that is stopped leaves what it found."""
+    """The rows of a run. The file is written after each row, so that an interrupted run keeps its results.
+
+    Args:
+        path: the results file.
+        origin: what `common.results.machine` returns.
+        minutes: time that the run may take.
+        folder: where bundles are made; the caller removes it.
+
+    Attributes:
+        rows: the results so far.
+        ceilings: what `common.clocks.ceilings` returns, empty before it ran.
+    """
 
     def __init__(self, path: Path, origin: Row, minutes: float, folder: Path):
-        """folder: for bundles."""
         self.path, self.origin, self.folder = path, origin, folder
         self.deadline = time.monotonic() + 60 * minutes
         self.rows: list[Row] = []
         self.ceilings: dict[str, float] = {}
 
     def left(self) -> float:
-        """Seconds."""
+        """Seconds before the deadline."""
         return self.deadline - time.monotonic()
 
     @property
@@ -65,23 +82,18 @@ class Run:
         return all(row.get("ok") is not False for row in self.rows)
 
     def add(self, row: Row) -> None:
+        """Append a row, write the file and print one line."""
         self.rows.append(row)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        everything = {
-            "from": self.origin,
-            "correct": self.correct,
-            "ceilings": self.ceilings,
-            "rows": self.rows,
-        }
-        self.path.write_text(json.dumps(everything, indent=1) + "\n")
-        state = {True: "ok", False: "FAILED", None: "left out" if "left_out" in row else "done"}[
-            row.get("ok")
-        ]
+        write(self.path, self.rows, self.origin, correct=self.correct, ceilings=self.ceilings)
+        if "ok" in row:
+            state = "ok" if row["ok"] else "FAILED"
+        else:
+            state = "left out" if "left_out" in row else "done"
         print(f"[{self.left():4.0f} s left] {row['step']}: {row['name']}: {state}", flush=True)
 
     @cached_property
     def bundle(self) -> Path:
-        """nano-emox-2.2b with random weights; one layer of its language model, which encode does not run."""
+        """nano-emox-2.2b with random weights and a small language model, which `encode` does not run."""
         from nanoemox.config import LanguageConfig, NanoEmoXConfig
         from nanoemox.weights import random_bundle
 
@@ -92,14 +104,16 @@ class Run:
 
     @cached_property
     def slow(self) -> Any:
-        """The reference at true size in bf16."""
+        """The reference at published size in bf16."""
         return self.load(self.bundle, fast=False)
 
     @cached_property
     def fast(self) -> Any:
+        """The accelerated form of the same bundle."""
         return self.load(self.bundle, fast=True)
 
     def load(self, source: str | Path, *, fast: bool, dtype: str = "bfloat16") -> Any:
+        """Load a model on the GPU and check that it has the form that was asked for."""
         import nanoemox
         from nanoemox.fast.model import FastNanoEmoX
 
@@ -113,9 +127,9 @@ Step = Callable[[Run], Iterable[Row]]
 
 
 def guarded(step: Step, run: Run) -> Iterator[Row]:
-    """The rows of a step; its failure is a row too, and what comes after it runs."""
+    """The rows of a step. An exception becomes a row that failed, so that the next step runs."""
     try:
         yield from step(run)
     except Exception as error:
-        said = traceback.format_exc()[-4000:]
-        yield {"step": step.__name__, "name": type(error).__name__, "ok": False, "output": said}
+        output = traceback.format_exc()[-4000:]
+        yield {"step": step.__name__, "name": type(error).__name__, "ok": False, "output": output}

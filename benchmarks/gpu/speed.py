@@ -1,11 +1,10 @@
-"""Times on the GPU: the ops and the encoders at true size in bf16, each beside PyTorch's own ways."""
+"""Times on the GPU: ops and encoders at published size in bf16, beside eager and compiled PyTorch."""
 
 from collections.abc import Iterator
 from functools import partial
 
 import torch
-from common import clocks as timing
-from common import roofline
+from common import clocks, roofline
 from common.cases import Case, cases
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ ENCODERS = {
 }
 ENCODER_BATCHES = (1, 8)
 _RESERVE = 150  # seconds that the ops leave to the encoders and ncu
+# How each time was measured; stored with the results.
 METHOD = {
     "call_us, ms": "wall clock of a call with one synchronisation behind it, median",
     "device_us": "events around a CUDA graph of one call, L2 overwritten before each replay, median",
@@ -29,10 +29,11 @@ METHOD = {
 
 
 def ceilings(run: Run) -> Iterator[Row]:
-    run.ceilings = timing.ceilings()
+    """The ceilings of this GPU, and the shortest time that the clock shows."""
+    run.ceilings = clocks.ceilings()
     number = torch.zeros(1, device="cuda")
-    timing.warm(lambda: number.add_(1))
-    smallest = timing.Device().cold(lambda: number.add_(1)) * 1e6
+    clocks.warm(lambda: number.add_(1))
+    smallest = clocks.GraphClock().cold(lambda: number.add_(1)) * 1e6
     row: Row = {
         "step": "ceilings",
         "name": "copy, bf16 matmul",
@@ -43,16 +44,17 @@ def ceilings(run: Run) -> Iterator[Row]:
 
 
 def ops(run: Run) -> Iterator[Row]:
-    device = timing.Device()
+    """A row per op and batch."""
+    clock = clocks.GraphClock()
     for B in BATCHES:
         torch.compiler.reset()
         for case in cases(B, torch.bfloat16):
-            yield _op(run, case, B, device)
+            yield _op(run, case, B, clock)
             torch.cuda.empty_cache()
 
 
 @torch.inference_mode()
-def _op(run: Run, case: Case, B: int, device: timing.Device) -> Row:
+def _op(run: Run, case: Case, B: int, clock: clocks.GraphClock) -> Row:
     row: Row = {
         "step": "op",
         "name": case.name,
@@ -63,58 +65,60 @@ def _op(run: Run, case: Case, B: int, device: timing.Device) -> Row:
     }
     row |= {"floor_us": roofline.floor(case.flops, case.moved, run.ceilings) * 1e6}
     row |= {"call_us": {}, "device_us": {}, "device_hot_us": {}, "errors": {}}
-    pristine = [t.clone() for t in case.inputs]  # timed calls update theirs in place, again and again
+    pristine = [t.clone() for t in case.inputs]  # timed calls update their inputs in place
     want = case.functions["eager"](*(t.clone() for t in pristine))
     for name, function in case.functions.items():
         if name != "ours" and run.left() < _RESERVE:
             row["errors"][name] = "no time left"
             continue
         try:
-            right = close(function(*(t.clone() for t in pristine)), want)
+            correct = close(function(*(t.clone() for t in pristine)), want)
             if name == "ours":
-                row["ok"] = right
-            if not right:
+                row["ok"] = correct
+            if not correct:
                 row["errors"][name] = "wrong result"
             call = partial(function, *case.inputs)
-            timing.warm(call)
-            row["call_us"][name] = timing.wall(call) * 1e6
-            row["device_us"][name] = device.cold(call) * 1e6
-            row["device_hot_us"][name] = device.hot(call) * 1e6
-        except (
-            Exception
-        ) as error:  # one implementation that cannot be timed must not cost the rest of the run
-            row["errors"][name] = _said(error)
+            clocks.warm(call)
+            row["call_us"][name] = clocks.wall(call) * 1e6
+            row["device_us"][name] = clock.cold(call) * 1e6
+            row["device_hot_us"][name] = clock.hot(call) * 1e6
+        # The run goes on if an implementation cannot be timed.
+        except Exception as error:
+            row["errors"][name] = _message(error)
     if "ours" in row["device_us"]:
         row["share"] = row["floor_us"] / row["device_us"]["ours"]
     return row
 
 
 def close(got: tuple[Tensor, ...], want: tuple[Tensor, ...]) -> bool:
-    """Within 2 % of the peak, which no right bf16 result misses; the error rule itself is the test suite's.
+    """Whether all tensors agree within 2 % of the peak, which every correct bf16 result does.
+
+    The test suite applies the stricter error rule.
     """
     pairs = [(g.float(), w.float()) for g, w in zip(got, want, strict=True)]
     return all(bool((g - w).abs().max() <= 0.02 * w.abs().max()) for g, w in pairs)
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error)[:300]}"
 
 
 def clips(B: int) -> dict[str, Tensor]:
-    """frames [B,8,3,224,224] of grey levels and audio [B,8,32000], on the GPU."""
+    """Random "frames" [B,8,3,224,224] in uint8 and "audio" [B,8,32000] in fp32, on the GPU."""
     frames = torch.randint(0, 256, (B, 8, 3, 224, 224), device="cuda", dtype=torch.uint8)
     return {"frames": frames, "audio": 0.1 * torch.randn(B, 8, 32000, device="cuda")}
 
 
 def encoders(run: Run) -> Iterator[Row]:
+    """A row per encoder and batch, and one per batch for all streams of `encode`."""
     if not run.ceilings:
         yield from ceilings(run)
     for B in ENCODER_BATCHES:
         inputs = clips(B)
-        least = []
+        floors = []
         for name, (flops, stream) in ENCODERS.items():
             slow, fast, x = getattr(run.slow, name), getattr(run.fast, name), inputs[stream]
-            least.append(roofline.floor(flops(B), nbytes(fast), run.ceilings))
+            floors.append(roofline.floor(flops(B), nbytes(fast), run.ceilings))
             torch.compiler.reset()
             calls = {
                 "eager": partial(slow, x),
@@ -128,72 +132,65 @@ def encoders(run: Run) -> Iterator[Row]:
                 "flops": flops(B),
                 "weights": nbytes(fast),
             }
-            yield _encoder(run, row, calls, least[-1])
-        rest = sum(
-            nbytes(getattr(run.fast, part))
-            for part in ("face_head", "video_branch", "audio_branch", "fusion")
-        )
-        least.append(roofline.floor(0, rest, run.ceilings))  # their FLOPs are few
-        both = inputs["frames"], inputs["audio"]
+            yield _encoder(run, row, calls, floors[-1])
+        small_parts = [run.fast.face_head, run.fast.video_branch, run.fast.audio_branch, run.fast.fusion]
+        moved = sum(nbytes(part) for part in small_parts)
+        floors.append(roofline.floor(0, moved, run.ceilings))  # their FLOP are negligible
+        streams = inputs["frames"], inputs["audio"]
         calls = {
-            "eager": partial(run.slow.encode_streams, *both),
-            "fast": partial(run.fast.encode_streams, *both),
+            "eager": partial(run.slow.encode_streams, *streams),
+            "fast": partial(run.fast.encode_streams, *streams),
         }
-        yield _encoder(run, {"step": "encoder", "name": "encode", "batch": B}, calls, sum(least))
+        yield _encoder(run, {"step": "encoder", "name": "encode", "batch": B}, calls, sum(floors))
 
 
 def compiled(encoder: nn.Module) -> nn.Module:
-    """Call the encoder itself first: transformers then installs hooks, at which a graph would break."""
+    """The compiled encoder. Call `encoder` first: transformers then installs hooks, which break a graph."""
     return torch.compile(encoder, dynamic=False)
 
 
 def nbytes(module: nn.Module) -> int:
-    """Bytes of a module's weights."""
+    """Bytes of the parameters and buffers of a module."""
     return sum(t.nbytes for t in (*module.parameters(), *module.buffers()))
 
 
 @torch.inference_mode()
-def _encoder(run: Run, row: Row, calls: dict[str, timing.Call], least: float) -> Row:
-    """Milliseconds as the caller waits, bytes held beyond weights and inputs, kernels a call."""
-    row |= {
-        "floor_ms": least * 1e3,
-        "ms": {},
-        "over_floor": {},
-        "peak_bytes": {},
-        "kernels": {},
-        "errors": {},
-    }
+def _encoder(run: Run, row: Row, calls: dict[str, clocks.Call], floor: float) -> Row:
+    """Complete a row: wall time, bytes allocated beyond weights and inputs, and kernels per call."""
+    row |= {"floor_ms": floor * 1e3, "ms": {}, "over_floor": {}, "peak_bytes": {}, "kernels": {}}
+    row |= {"errors": {}}
     for name in [*calls, "fast graph"]:
         if name == "compiled" and run.left() < _RESERVE / 2:
             row["errors"][name] = "no time left"
             continue
         try:
             call = calls[name.removesuffix(" graph")]
-            timing.warm(call)
+            clocks.warm(call)
             if name == "fast graph":
                 graphs: list[torch.cuda.CUDAGraph] = []
-                row["peak_bytes"][name] = timing.peak_memory(partial(_keep, graphs, call))
+                row["peak_bytes"][name] = clocks.peak_memory(partial(_capture_into, graphs, call))
                 call = graphs[0].replay
-                timing.warm(call)
+                clocks.warm(call)
             else:
-                row["peak_bytes"][name] = timing.peak_memory(call)
-            taken = timing.wall(call, 20)
-            row["ms"][name], row["over_floor"][name] = taken * 1e3, taken / least
-            row["kernels"][name] = timing.kernels(call)
-        except Exception as error:  # as for the ops
-            row["errors"][name] = _said(error)
+                row["peak_bytes"][name] = clocks.peak_memory(call)
+            taken = clocks.wall(call, 20)
+            row["ms"][name], row["over_floor"][name] = taken * 1e3, taken / floor
+            row["kernels"][name] = clocks.kernels(call)
+        except Exception as error:
+            row["errors"][name] = _message(error)
     return row
 
 
-def _keep(graphs: list[torch.cuda.CUDAGraph], call: timing.Call) -> None:
-    graphs.append(timing.capture(call))
+def _capture_into(graphs: list[torch.cuda.CUDAGraph], call: clocks.Call) -> None:
+    graphs.append(clocks.capture(call))
 
 
-def warm(what: str) -> None:
-    """Compile what the timings will want into PyTorch's cache on disk; many processes do it while the checks
-    run.
+def warm(part: str) -> None:
+    """Fill PyTorch's compilation cache on disk for the timings of the ops or of an encoder.
+
+    Several processes do so while the checks run.
     """
-    if what == "ops":
+    if part == "ops":
         for B in BATCHES:
             torch.compiler.reset()
             for case in cases(B, torch.bfloat16):
@@ -202,18 +199,18 @@ def warm(what: str) -> None:
                         with torch.inference_mode():
                             function(*case.inputs)
     else:
-        encoder = _random_encoder(what)
+        encoder = _random_encoder(part)
         for B in ENCODER_BATCHES:
             torch.compiler.reset()
-            x = clips(B)[ENCODERS[what][1]]
+            x = clips(B)[ENCODERS[part][1]]
             with torch.inference_mode():
                 encoder(x)
                 compiled(encoder)(x)
     torch.cuda.synchronize()
 
 
-def _random_encoder(what: str, device: str = "cuda") -> nn.Module:
-    """The reference as a bundle would fill it, but for its numbers."""
+def _random_encoder(part: str, device: str = "cuda") -> nn.Module:
+    """An encoder of the reference at published size, with random weights in bf16."""
     from nanoemox.config import NanoEmoXConfig
     from nanoemox.modules.audio import AudioEncoder
     from nanoemox.modules.face import FaceEncoder
@@ -221,5 +218,5 @@ def _random_encoder(what: str, device: str = "cuda") -> nn.Module:
 
     kinds = {"vision": VisionEncoder, "audio": AudioEncoder, "face": FaceEncoder}
     with torch.device(device):
-        encoder = kinds[what](getattr(NanoEmoXConfig(), what))
+        encoder = kinds[part](getattr(NanoEmoXConfig(), part))
     return encoder.to(torch.bfloat16).eval().requires_grad_(False)

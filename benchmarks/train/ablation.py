@@ -1,7 +1,7 @@
-"""p2e, joint and reverse at demo size with equal steps: `python benchmarks/train/ablation.py WORK`.
+"""`python benchmarks/train/ablation.py WORK`: the training orders at demo size with equal steps.
 
-Makes the demo's corpus in WORK if it is not there. All runs start from the frozen parts of the shipped demo,
-with new adapters, and share a feature cache. Finished runs are not repeated, and runs that were stopped are
+Makes the demo's corpus in WORK unless it exists. All runs start from the frozen parts of the shipped demo
+with new adapters, and share a feature cache. Finished runs are not repeated, and interrupted runs are
 resumed. Writes docs/ablation.md.
 """
 
@@ -18,10 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-sys.path[:0] = [
-    str(Path(__file__).parents[2]),
-    str(Path(__file__).parents[1]),
-]  # the tree itself, installed or not
+sys.path[:0] = [str(Path(__file__).parents[n]) for n in (2, 1)]  # the repository and its benchmarks folder
 
 from nanoemox.demo.make.build import CLIPS, SEED, Work, curriculum, make_corpus
 from nanoemox.demo.score import MEASURES, read_cases, score_bundle
@@ -137,14 +134,14 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--orders", nargs="+", default=list(ORDERS), choices=list(ORDERS))
-    parser.add_argument("--clips", type=int, default=CLIPS, help="of a new corpus' training part")
-    parser.add_argument("--scale", type=float, default=1.0, help="of every stage's steps, for a quick look")
+    parser.add_argument("--clips", type=int, default=CLIPS, help="in the training part of a new corpus")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor of every stage's steps")
     parser.add_argument("--limit", type=int, help="test clips that are scored")
     parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument(
-        "--device", default="cpu", choices=("cpu", "cuda"), help="that trains; scored on the CPU"
+        "--device", default="cpu", choices=("cpu", "cuda"), help="for training; the CPU scores"
     )
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     args = parser.parse_args()
     work = Work(args.work, SEED, args.clips)
     work.step("corpus", lambda: make_corpus(work))

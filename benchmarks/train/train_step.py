@@ -1,10 +1,7 @@
-"""Memory and time of a training step of every stage, beside the dry run's estimate; random weights, the
-sample clip.
+"""`python benchmarks/train/train_step.py`: time and memory of a training step, beside the dry run's estimate.
 
-    python benchmarks/train/train_step.py [--preset nano-emox-2.2b] [--steps 12] [--batch 3] [--no-cache]
-    [--fsdp] [--liger]
-
-Prints one JSON line a stage. Seconds are the median of the second half of the steps.
+Random weights, parts of the sample clip as data. Prints a JSON line per stage; "seconds" is the median over
+the second half of the steps.
 """
 
 import argparse
@@ -12,21 +9,19 @@ import json
 import statistics
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-sys.path[:0] = [
-    str(Path(__file__).parents[2]),
-    str(Path(__file__).parents[1]),
-]  # the tree itself, installed or not
+sys.path[:0] = [str(Path(__file__).parents[n]) for n in (2, 1)]  # the repository and its benchmarks folder
 
 from nanoemox.build import build_empty
 from nanoemox.config import NanoEmoXConfig
 from nanoemox.data import open_dataset
 from nanoemox.data.clips import read_sample
-from nanoemox.train.config import DatasetOptions, read_config
+from nanoemox.train.config import DatasetOptions, TrainConfig, read_config
 from nanoemox.train.dryrun import estimate
 from nanoemox.train.log import rows
 from nanoemox.train.run import train
@@ -44,7 +39,7 @@ REASON = "The brows are drawn together, the voice is slow and low, and the words
 
 
 def manifest(folder: Path, clips: int = 12) -> Path:
-    """Parts of the sample clip with a reason and a reply each."""
+    """Write manifest.jsonl: parts of the sample clip, each with a reason and a reply. Returns the folder."""
     lines = []
     for i in range(clips):
         part = {
@@ -60,27 +55,15 @@ def manifest(folder: Path, clips: int = 12) -> Path:
     return folder
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="nano-emox-2.2b")
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--batch", type=int, default=3)
-    parser.add_argument("--stages", default="1-1,1-2,2,3")
-    parser.add_argument("--precision", default="auto")
-    for name in ("no-cache", "fsdp", "liger", "gradient-checkpointing"):
-        parser.add_argument(f"--{name}", action="store_true")
-    args = parser.parse_args()
-    folder = Path(tempfile.mkdtemp())
-    own = open_dataset("manifest", manifest(folder), name="own")
+def training_config(args: argparse.Namespace, bundle: Path, folder: Path) -> TrainConfig:
+    """The paper's stages with `args.steps` steps each, all on the data set "own"."""
     paper = read_config("paper")
+    own = (Source(set="own"),)
     stages = {
-        name: replace(
-            stage, data=(Source(set="own"),), profile="weights", init=(), epochs=1, steps=args.steps
-        )
+        name: replace(stage, data=own, profile="weights", init=(), epochs=1, steps=args.steps)
         for name, stage in paper.stages.items()
     }
-    bundle = random_bundle(args.preset, folder / "bundle")
-    config = replace(
+    return replace(
         paper,
         stages=stages,
         datasets={"own": DatasetOptions(format="manifest")},
@@ -93,20 +76,45 @@ def main() -> None:
         liger=args.liger,
         out=str(folder / "out"),
     )
+
+
+def measure(args: argparse.Namespace, folder: Path) -> Iterator[dict]:
+    """Train the stages one after the other in `folder`; yields a row per stage."""
+    data = open_dataset("manifest", manifest(folder), name="own")
+    config = training_config(args, random_bundle(args.preset, folder / "bundle"), folder)
     sizes = NanoEmoXConfig.preset(args.preset)
     empty = build_empty(sizes, args.preset)
     for name in args.stages.split(","):
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        train(config, {"own": own}, read_sample, stage=name)
-        read = list(rows(folder / "out" / name / "log.jsonl"))
-        expected = estimate(empty, sizes, config, stages[name])
-        key = "step" if args.no_cache else "step_with_cache"
-        row = {"stage": name, "seconds": statistics.median(r["seconds"] for r in read[len(read) // 2 :])}
-        row |= {"estimated_seconds": expected["seconds"][key], "estimated_bytes": expected["memory"]["total"]}
+        train(config, {"own": data}, read_sample, stage=name)
+        log = list(rows(folder / "out" / name / "log.jsonl"))
+        expected = estimate(empty, sizes, config, config.stages[name])
+        step = "step" if args.no_cache else "step_with_cache"
+        row = {
+            "stage": name,
+            "seconds": statistics.median(entry["seconds"] for entry in log[len(log) // 2 :]),
+            "estimated_seconds": expected["seconds"][step],
+            "estimated_bytes": expected["memory"]["total"],
+        }
         if torch.cuda.is_available():
             row |= {"bytes": torch.cuda.max_memory_allocated(), "card": torch.cuda.get_device_name()}
-        print(json.dumps(row | {"loss": [read[0]["loss"], read[-1]["loss"]]}), flush=True)
+        yield row | {"loss": [log[0]["loss"], log[-1]["loss"]]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--preset", default="nano-emox-2.2b", help="sizes of the model")
+    parser.add_argument("--steps", type=int, default=12, help="per stage")
+    parser.add_argument("--batch", type=int, default=3, help="samples of a step")
+    parser.add_argument("--stages", default="1-1,1-2,2,3", help="names, separated by commas")
+    parser.add_argument("--precision", default="auto")
+    for name in ("no-cache", "fsdp", "liger", "gradient-checkpointing"):
+        parser.add_argument(f"--{name}", action="store_true")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        for row in measure(args, Path(folder)):
+            print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":
