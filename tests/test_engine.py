@@ -132,11 +132,11 @@ def test_sequences_of_a_batch_do_not_see_each_other_and_the_cache_grows():
     # A full cache is moved into a longer one in the middle of an answer.
     from nanoemox.fast.decode import cpu as decoding
 
-    small, decoding._ROOM = decoding._ROOM, 16
+    capacity, decoding._INITIAL_CAPACITY = decoding._INITIAL_CAPACITY, 16
     try:
         torch.testing.assert_close(teacher_forced(ours(model), ids, 10), batch, rtol=1e-4, atol=1e-4)
     finally:
-        decoding._ROOM = small
+        decoding._INITIAL_CAPACITY = capacity
 
 
 def test_quantised_matrices_and_their_products_are_close_to_the_weight():

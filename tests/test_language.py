@@ -12,7 +12,8 @@ from nanoemox.errors import CheckpointError, UsageError
 
 SIZES = dict(
     vocab_size=300, hidden_size=128, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, max_position_embeddings=128, bos_token_id=None, eos_token_id=None, pad_token_id=None,
+    num_key_value_heads=2, max_position_embeddings=128, bos_token_id=None, eos_token_id=None,
+    pad_token_id=None,
 )  # fmt: skip
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 10000.0}
 LLAMA3 = {
@@ -110,7 +111,7 @@ def test_stops_streams_samples_and_ends_when_told(tmp_path):
     for _ in range(3):
         with pytest.raises(Stop):
             language.generate([1, 2], stream=stop)
-    assert not language.model._taken  # no slot is lost
+    assert not language.model._used_slots  # no slot is lost
     assert language.generate([1, 2], max_new_tokens=12)[0] == whole
 
 
@@ -178,12 +179,17 @@ def test_what_is_refused(tmp_path):
 
 def test_products_see_few_numbers_of_rows(tmp_path, monkeypatch):
     """PyTorch keeps a compiled product for each: prompts of every length would fill memory."""
-    from nanoemox.fast.decode import cpu as decoding
+    from nanoemox.fast.decode import prefill
 
     saved(tmp_path, "qwen2")
-    language, seen = nanoemox.load_language(tmp_path, dtype="float32", device="cpu"), set()
-    multiply = decoding.multiply
-    monkeypatch.setattr(decoding, "multiply", lambda x, *rest: seen.add(len(x)) or multiply(x, *rest))
+    language = nanoemox.load_language(tmp_path, dtype="float32", device="cpu")
+    multiply, row_counts = prefill.multiply, set()
+
+    def counting_multiply(x, *weights):
+        row_counts.add(len(x))
+        return multiply(x, *weights)
+
+    monkeypatch.setattr(prefill, "multiply", counting_multiply)
     for length in range(1, 101, 9):
         language.generate([list(range(length)), [1, 2, 3]], max_new_tokens=1)
-    assert seen <= {32, 64, 96, 128}
+    assert row_counts and row_counts <= {32, 64, 96, 128}

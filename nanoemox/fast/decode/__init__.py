@@ -1,1 +1,1 @@
-"""The fast language model: decode engine, how it is built from weights, adapters, smoothing."""
+"""The language model for inference: decode engine, its weights, prompts, adapters, smoothing."""

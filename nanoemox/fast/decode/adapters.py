@@ -1,4 +1,7 @@
-"""The language model's matrices out of Hugging Face's modules, adapters folded in."""
+"""Takes matrices out of Hugging Face's modules, with LoRA adapters merged.
+
+Source: docs/architecture.md section 9.
+"""
 
 from typing import Any
 
@@ -10,27 +13,39 @@ from nanoemox_kernels.linear.quantized import Matrix
 from ...modules.language import LanguageModel, merge_lora
 from ..layers.memory import release_pages
 
-_BLOCK = 1 << 20  # bytes of fp32 that are merged at a time, so that they stay in cache
+_CACHED_BYTES = 1 << 20  # of fp32 rows that are merged at a time, so that they stay in cache
 
 
 def take_weight(layer: Any) -> Tensor | Matrix:
-    """The weight of a linear layer, W + scale * B A under adapters; the layer is left without it."""
+    """Take the weight of a linear layer, which is left without it.
+
+    Args:
+        layer: nn.Linear, or peft's LoRA layer around one. A linear layer with the attribute `scales` holds a
+            quantised weight.
+
+    Returns:
+        W [out,in] in its dtype, or W + scale * B A of a LoRA layer; a Matrix where it is quantised.
+    """
     linear = getattr(layer, "base_layer", layer)
-    weight, linear.weight = linear.weight.detach(), None
-    if (scales := getattr(linear, "scales", None)) is not None:
+    weight = linear.weight.detach()
+    linear.weight = None
+    scales = getattr(linear, "scales", None)
+    if scales is not None:
         return Matrix(weight, scales)
     if linear is layer:
         return weight
     (adapter,) = layer.lora_A
-    return _merged(weight, layer.lora_A[adapter].weight, layer.lora_B[adapter].weight, layer.scaling[adapter])
+    a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+    return _merge(weight, a, b, layer.scaling[adapter])
 
 
 def merge_adapters(language: LanguageModel) -> None:
-    """Put the merged matrix in the place of every adapted one, one at a time, and take the adapters off."""
-    from peft.tuners.lora import LoraLayer
+    """Replace every LoRA layer by a linear layer with the merged matrix, one at a time."""
+    from peft.tuners.lora import LoraLayer  # slow to import, and loaded already where there are adapters
 
     base = language.base
-    for name, layer in [(n, m) for n, m in base.named_modules() if isinstance(m, LoraLayer)]:
+    adapted = [(name, module) for name, module in base.named_modules() if isinstance(module, LoraLayer)]
+    for name, layer in adapted:
         linear: Any = layer.base_layer
         linear.weight = nn.Parameter(take_weight(layer), requires_grad=False)  # type: ignore[arg-type]
         parent, _, leaf = name.rpartition(".")
@@ -39,9 +54,11 @@ def merge_adapters(language: LanguageModel) -> None:
     language.model = base
 
 
-def _merged(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    merged, rows = torch.empty_like(weight), max(1, _BLOCK // (4 * weight.shape[1]))
-    for out, old, part in zip(merged.split(rows), weight.split(rows), b.split(rows), strict=True):
-        out.copy_(merge_lora(old, a, part, scale))
+def _merge(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """W + scale * B A in the dtype of W, without a copy of all of W in fp32; W is released."""
+    merged = torch.empty_like(weight)
+    rows = max(1, _CACHED_BYTES // (4 * weight.shape[1]))
+    for target, old_rows, b_rows in zip(merged.split(rows), weight.split(rows), b.split(rows), strict=True):
+        target.copy_(merge_lora(old_rows, a, b_rows, scale))
     release_pages(weight)
     return merged

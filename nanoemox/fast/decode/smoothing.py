@@ -1,108 +1,142 @@
-"""Factors that move large activations into weights before those are rounded: columns that matter lose less.
+"""Factors that move large activations into weights before these are quantised.
 
-Column j of a matrix is multiplied by s_j, and whatever makes its input (a norm, the rows of the matrix
-before) divided by it: the model stays the same function. s grows with the size of the column's activations,
-as in SmoothQuant (arXiv:2211.10438) and AWQ (arXiv:2306.00978); random tokens show that size well enough, so
-that no data set is needed. Every s is a power of two, by which a floating-point number can be multiplied
-without being rounded."""
+Columns of a matrix that meet large activations then lose less. Column j of a matrix is multiplied by s_j,
+and what produces its input (a norm, or the rows of the matrix before) is divided by it, so that the model
+computes the same function. s grows with the size of the column's activations, as in SmoothQuant
+(arXiv:2211.10438) and AWQ (arXiv:2306.00978). Random tokens are enough to measure that size, so no data set
+is needed. Every s is a power of two, by which floating-point numbers are multiplied without rounding.
+"""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _TOKENS = 128
-_POWER = 0.25  # of an activation's size: more of it would spoil the rest of a group of columns
-_MOST = 8.0
+_EXPONENT = 0.25  # of an activation's size; more would harm the other columns of a group
+_MAX_FACTOR = 8.0
 _NAME = re.compile(r"llama_model\..*\blayers\.(\d+)\..*?(\w+?)(?:_proj)?\.(?:weight|bias)")
 
 Factors = dict[str, Tensor]
 
 
 class Smoothed(NamedTuple):
-    """Factors of a layer by part (q, k, v, o, gate, up, down, the norms):
+    """Factors of a layer by part: q, k, v, o, gate, up, down, input_layernorm, post_attention_layernorm.
 
-    of columns, and of rows with their bias.
+    Attributes:
+        rows: factors of rows [out], and of the biases of these rows.
+        columns: factors of columns [in].
     """
 
     rows: Factors
     columns: Factors
 
     def scaled(self, part: str, tensor: Tensor) -> Tensor:
-        """A weight [out,in], a bias [out] or a norm's weight with its factors:
+        """Multiply a tensor by the factors of its part.
 
-        itself where there are none.
+        Args:
+            part: its name.
+            tensor: a weight [out,in], a bias [out] or the weight of a norm [out].
+
+        Returns:
+            A new tensor of the same shape and dtype; `tensor` itself where the part has no factors.
         """
-        rows, columns = self.rows.get(part), self.columns.get(part) if tensor.ndim == 2 else None
+        rows = self.rows.get(part)
+        columns = self.columns.get(part) if tensor.ndim == 2 else None
         if rows is not None:
-            tensor = tensor * rows.to(tensor).unflatten(0, (-1, *[1] * (tensor.ndim - 1)))
+            row_factors = rows.to(tensor).unflatten(0, (-1, *[1] * (tensor.ndim - 1)))
+            tensor = tensor * row_factors
         return tensor if columns is None else tensor * columns.to(tensor)
 
 
 def scaled(layers: Sequence[Smoothed], name: str, tensor: Tensor) -> Tensor:
-    """The same for an official tensor of any part of the model."""
-    found = _NAME.fullmatch(name)
-    return layers[int(found[1])].scaled(found[2], tensor) if found and layers else tensor
+    """Multiply an official tensor of any part of the model by its factors.
+
+    Args:
+        layers: factors of the language model's layers; empty if it was not smoothed.
+        name: official name of the tensor.
+        tensor: its value.
+
+    Returns:
+        As `Smoothed.scaled`.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None or not layers:
+        return tensor
+    layer, part = match.groups()
+    return layers[int(layer)].scaled(part, tensor)
 
 
 class Smoothing:
-    """Random tokens on their way through Hugging Face's qwen2 or llama model; `layers`:
+    """Runs random tokens through Hugging Face's qwen2 or llama model, layer by layer.
 
-    what they have found so far.
+    Attributes:
+        layers: factors of the layers so far.
     """
 
     @torch.no_grad()
     def __init__(self, base: Any):
+        """base: the model, whose layers are passed to `next` in order."""
         config, model = base.config, base.model
-        random, length = torch.Generator().manual_seed(0), min(_TOKENS, config.max_position_embeddings)
-        self._hidden = model.embed_tokens(torch.randint(config.vocab_size, (1, length), generator=random))
+        generator = torch.Generator().manual_seed(0)
+        length = min(_TOKENS, config.max_position_embeddings)
+        ids = torch.randint(config.vocab_size, (1, length), generator=generator)
+        self._hidden = model.embed_tokens(ids)
         self._angles = model.rotary_emb(self._hidden, torch.arange(length)[None])
         self.layers: list[Smoothed] = []
 
     @torch.no_grad()
     def next(self, layer: Any) -> Smoothed:
-        """The factors of the next layer, which holds its weights and adapters still;
+        """Run the tokens through the next layer and return its factors.
 
-        the tokens pass through it.
+        layer: with all weights and adapters.
         """
         attention, mlp = layer.self_attn, layer.mlp
-        read = {"qkv": attention.q_proj, "o": attention.o_proj, "up": mlp.up_proj, "down": mlp.down_proj}
-        with _sizes(read) as sizes:
+        measured = {"qkv": attention.q_proj, "o": attention.o_proj, "up": mlp.up_proj, "down": mlp.down_proj}
+        with _record_sizes(measured) as sizes:
             self._hidden = layer(self._hidden, position_embeddings=self._angles)
-        before, after, inner = (_factors(sizes[name]) for name in ("qkv", "up", "down"))
+        before_attention, before_mlp, inside_mlp = (_factors(sizes[name]) for name in ("qkv", "up", "down"))
         # One row of values serves all queries of a group.
-        grouped = sizes["o"].unflatten(0, (-1, attention.num_key_value_groups, attention.head_dim))
-        mixed = _factors(grouped.mean(1, keepdim=True))
-        columns = dict.fromkeys("qkv", before) | dict.fromkeys(("gate", "up"), after)
-        columns |= {"o": mixed.expand_as(grouped).flatten(), "down": inner}
-        rows = {"v": 1 / mixed.flatten(), "up": 1 / inner}
-        rows |= {"input_layernorm": 1 / before, "post_attention_layernorm": 1 / after}
-        self.layers.append(Smoothed(rows, columns))
-        return self.layers[-1]
+        by_query = sizes["o"].unflatten(0, (-1, attention.num_key_value_groups, attention.head_dim))
+        by_group = _factors(by_query.mean(1, keepdim=True))
+        columns = dict.fromkeys("qkv", before_attention)
+        columns |= dict.fromkeys(("gate", "up"), before_mlp)
+        columns |= {"o": by_group.expand_as(by_query).flatten(), "down": inside_mlp}
+        rows = {
+            "input_layernorm": 1 / before_attention,
+            "v": 1 / by_group.flatten(),
+            "post_attention_layernorm": 1 / before_mlp,
+            "up": 1 / inside_mlp,
+        }
+        smoothed = Smoothed(rows, columns)
+        self.layers.append(smoothed)
+        return smoothed
 
 
 def _factors(sizes: Tensor) -> Tensor:
-    """log2 of columns' activations -> powers of two around 1."""
-    return torch.exp2(((sizes - sizes.mean()) * _POWER).round()).clamp(1 / _MOST, _MOST)
+    """log2 of the size of activations by column -> powers of two around 1."""
+    exponents = ((sizes - sizes.mean()) * _EXPONENT).round()
+    return torch.exp2(exponents).clamp(1 / _MAX_FACTOR, _MAX_FACTOR)
 
 
 @contextmanager
-def _sizes(parts: dict[str, Any]) -> Iterator[Factors]:
-    """Fills a dictionary with the log2 of every column's root mean square in the inputs of linear layers."""
-    found: Factors = {}
+def _record_sizes(linears: Mapping[str, nn.Module]) -> Iterator[Factors]:
+    """Record the inputs of linear layers: log2 of the root mean square of every column, by layer."""
+    sizes: Factors = {}
 
-    def hook(name: str) -> Any:
-        def keep(_: Any, inputs: tuple[Tensor, ...]) -> None:
-            found[name] = inputs[0].float().flatten(0, -2).square().mean(0).clamp_min(1e-24).log2() / 2
+    def recorder(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def record(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            mean_square = inputs[0].float().flatten(0, -2).square().mean(0)
+            sizes[name] = mean_square.clamp_min(1e-24).log2() / 2
 
-        return keep
+        return record
 
-    handles = [part.register_forward_pre_hook(hook(name)) for name, part in parts.items()]
+    handles = [linear.register_forward_pre_hook(recorder(name)) for name, linear in linears.items()]
     try:
-        yield found
+        yield sizes
     finally:
         for handle in handles:
             handle.remove()
