@@ -2,7 +2,7 @@
 
 Inputs that a recipe rebuilds are left out. Float results keep a few values (probes), their peak and their
 norm; integer results and the expectations of behaviour.json stay whole; of keys.json a digest per group of
-names and shapes remains. """
+names and shapes remains."""
 
 import hashlib
 import json

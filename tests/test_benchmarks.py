@@ -117,7 +117,7 @@ def test_page_of_a_new_run(tmp_path):
     origin = machine("abc") | {"machine": "Card", "driver": "580", "date": "2026-01-02"}
     run = Run(tmp_path / "run.json", origin, 9, tmp_path)
     run.ceilings = {"bandwidth": 3e12, "matmul": 8e14}
-    run.add({"step": "tests", "name": "tests/ops", "ok": False, "output": "FAILED tests/ops/test_x.py"})
+    run.add({"step": "tests", "name": "tests/ops", "ok": False, "output": "FAILED test_x.py"})
     times = {"call_us": {"ours": 20.0}, "device_us": {"ours": 4.0}}
     run.add({"step": "op", "name": "expert_gate", "batch": 1, "ok": True, "floor_us": 2.0, **times})
     times = {"ms": {"fast": 3.0}, "over_floor": {"fast": 2.0}}
@@ -127,7 +127,7 @@ def test_page_of_a_new_run(tmp_path):
         "# Measured on Card",
         "commit abc, 2026-01-02; copy 3000 GB/s",
         "Checks: 1 of 2 passed.",
-        "- failed: tests tests/ops FAILED tests/ops/test_x.py",
+        "- failed: tests tests/ops FAILED test_x.py",
         "| op | batch | floor | ours |",
         "| expert_gate | 1 | 2.0 | 4.0 (20) |",
         "| vision | 1 | 1.50 |  |  | 3.00 (2.00) |  |",

@@ -37,8 +37,7 @@ class Replayed(nn.Module):
         self._graphs = _Graphs()
 
     def graph_dependencies(self) -> Sequence[Tensor] | None:
-        """Tensors whose addresses tell whether the graphs are still valid, beside moves; None: use no graph.
-        """
+        """Tensors whose addresses tell whether the graphs are still valid; None: use no graph."""
         return () if self.replays else None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Replayed":
