@@ -106,7 +106,7 @@ def face_encoder(given: Given) -> Given:
         NanoEmoXConfig(), face=FaceEncoder(FaceConfig()), face_head=FaceHead(FaceConfig(), WIDTH)
     )
     frames = given["face_encoder/frames_u8"]
-    stages = modules["face"].stages(frames[0])
+    stages = modules["face"].stage_outputs(frames[0])
     features = modules["face"](frames)
     out = {f"face_encoder/stage{s}_mean": stage.mean((2, 3))[None] for s, stage in enumerate(stages)}
     return out | {"face_encoder/features": features, "face_encoder/tokens": modules["face_head"](features)[0]}

@@ -1,4 +1,4 @@
-"""HuBERT: time means of a few layers as features and of three layers as taps.
+"""HuBERT: time means of hidden states as features and taps.
 
 Source: docs/architecture.md section 3.
 """
@@ -11,7 +11,11 @@ from ..config import AudioConfig
 
 
 class AudioEncoder(nn.Module):
-    """Hugging Face's HubertModel over the windows of a clip, each for itself."""
+    """Hugging Face's HubertModel, run over each window of a clip by itself.
+
+    features: the mean of the hidden states `config.feature_layers`, averaged over time; taps: the hidden
+    states `config.taps`, each averaged over time, concatenated.
+    """
 
     def __init__(self, config: AudioConfig):
         super().__init__()
@@ -50,20 +54,20 @@ class AudioEncoder(nn.Module):
         return (windows - mean) / torch.sqrt(variance + 1e-7)
 
     def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
-        """windows [B,T,S], 16 kHz -> features [B,T,D], taps [B,T,L*D]."""
+        """windows [B,T,S], 16 kHz -> features [B,T,D], taps [B,T,L*D], in the dtype of the weights."""
         if windows.ndim != 3:
             raise ValueError(f"want windows [B, T, samples], got {list(windows.shape)}")
         B, T = windows.shape[:2]
-        out = self.model(
-            self.preprocess(windows).flatten(0, 1).to(self.model.dtype), output_hidden_states=True
-        )
+        waves = self.preprocess(windows).flatten(0, 1).to(self.model.dtype)
+        out = self.model(waves, output_hidden_states=True)
 
-        def mean(layer: int) -> Tensor:
-            # The last entry is the output of the final norm; releases of transformers differ in what
-            # hidden_states[-1] holds, last_hidden_state means the same in all of them.
-            last = layer == self.config.layers
-            return (out.last_hidden_state if last else out.hidden_states[layer]).mean(1)
+        def time_mean(number: int) -> Tensor:
+            # The last hidden state is the output of the final norm. Releases of transformers differ in what
+            # hidden_states[-1] holds; last_hidden_state is the same in all of them.
+            is_last = number == self.config.layers
+            hidden = out.last_hidden_state if is_last else out.hidden_states[number]
+            return hidden.mean(1)
 
-        features = torch.stack([mean(layer) for layer in self.config.feature_layers]).mean(0)
-        taps = torch.cat([mean(layer) for layer in self.config.taps], dim=-1)
+        features = torch.stack([time_mean(number) for number in self.config.feature_layers]).mean(0)
+        taps = torch.cat([time_mean(number) for number in self.config.taps], dim=-1)
         return features.unflatten(0, (B, T)), taps.unflatten(0, (B, T))

@@ -13,6 +13,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, Qwen2Confi
 
 from ..config import LanguageConfig, LoRAConfig
 
+# model_type -> configuration and model of Hugging Face.
 KINDS: dict[str, tuple[Any, Any]] = {
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
     "llama": (LlamaConfig, LlamaForCausalLM),
@@ -20,8 +21,9 @@ KINDS: dict[str, tuple[Any, Any]] = {
 
 
 def hugging_face_config(config: LanguageConfig) -> Any:
-    """The same sizes in Hugging Face's words."""
-    return KINDS[config.model_type][0](
+    """Hugging Face's configuration with the same sizes."""
+    config_class, _ = KINDS[config.model_type]
+    return config_class(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
         intermediate_size=config.mlp_size,
@@ -40,23 +42,23 @@ def hugging_face_config(config: LanguageConfig) -> Any:
 
 
 class LanguageModel(nn.Module):
-    """Hugging Face's language model behind the calls of `LanguagePart`:
-
-    `embed`, `start`, `step`, `keep`, `end`.
-    """
+    """The calls of `LanguagePart` on Hugging Face's model, and `forward` for training."""
 
     def __init__(self, model: Any):
-        """model:
-
-        Hugging Face's Qwen2 or Llama for causal language modelling, or the same with peft's adapters.
-        """
+        """model: Hugging Face's Qwen2 or Llama for causal language modelling, with or without adapters."""
         super().__init__()
         self.model: Any = model
 
     @classmethod
     def from_config(cls, config: LanguageConfig, lora: LoRAConfig | None = None) -> "LanguageModel":
-        """A model with random weights, its head tied where the configuration says so."""
-        base = KINDS[config.model_type][1](hugging_face_config(config))
+        """Build a model with random weights.
+
+        Args:
+            config: its sizes.
+            lora: of the adapters, or None for a model without.
+        """
+        _, model_class = KINDS[config.model_type]
+        base = model_class(hugging_face_config(config))
         language = cls(base if lora is None else with_lora(base, lora))
         language.tie()
         return language
@@ -64,7 +66,8 @@ class LanguageModel(nn.Module):
     @property
     def base(self) -> Any:
         """The Hugging Face model under the adapters."""
-        return self.model if not hasattr(self.model, "peft_config") else self.model.get_base_model()
+        has_adapters = hasattr(self.model, "peft_config")
+        return self.model.get_base_model() if has_adapters else self.model
 
     def tie(self) -> None:
         """Share the embedding with the output head, where the configuration says so."""
@@ -72,7 +75,7 @@ class LanguageModel(nn.Module):
             self.base.lm_head.weight = self.base.model.embed_tokens.weight
 
     def embed(self, ids: Tensor) -> Tensor:
-        """ids [...] -> [...,hidden_size]."""
+        """ids [...] -> [...,hidden_size] in the dtype of the weights."""
         return self.base.model.embed_tokens(ids)
 
     def start(
@@ -85,8 +88,8 @@ class LanguageModel(nn.Module):
             shared: [P,hidden_size], what stands before every prompt, or None.
 
         Returns:
-            Logits of the last positions [B,vocab], and the state for `step`: one cache for all prompts if
-            they have the same length, else one a prompt.
+            Logits of the last positions [B,vocab] in the dtype of the weights, and the state for `step`: one
+            cache for all prompts if they have the same length, else one per prompt.
         """
         rows = [prompt if shared is None else torch.cat([shared, prompt]) for prompt in prompts]
         same_length = len({len(row) for row in rows}) == 1
@@ -109,14 +112,14 @@ class LanguageModel(nn.Module):
         return torch.cat(logits)
 
     def keep(self, state: list[Any], rows: list[int]) -> None:
-        """Go on with some of the sequences."""
+        """Continue with some of the sequences, by their rows."""
         if len(state) == 1:
             state[0].batch_select_indices(torch.tensor(rows, device=self.base.device))
         else:
             state[:] = [state[row] for row in rows]
 
     def end(self, state: list[Any]) -> None:
-        """The sequences are done."""
+        """Release the caches."""
         state.clear()
 
     def forward(self, embeds: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -125,8 +128,19 @@ class LanguageModel(nn.Module):
 
 
 def with_lora(base: nn.Module, lora: LoRAConfig) -> nn.Module:
-    """The model with new adapters on the linear layers that `lora` names."""
-    from peft import LoraConfig, get_peft_model  # slow to import, and a merged model has no use for it
+    """Add new adapters to a language model.
+
+    Args:
+        base: Hugging Face's model, which is changed.
+        lora: rank, scale, dropout and names of the linear layers.
+
+    Returns:
+        peft's model around it.
+
+    Raises:
+        ValueError: no layer has one of the names.
+    """
+    from peft import LoraConfig, get_peft_model  # slow to import, and not needed without adapters
 
     adapters = LoraConfig(
         r=lora.rank,
@@ -142,12 +156,23 @@ def with_lora(base: nn.Module, lora: LoRAConfig) -> nn.Module:
 
 
 def merge_lora(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """W + scale * B A, in fp32, returned in the dtype of W. weight [out,in], a [rank,in], b [out,rank]."""
-    return torch.addmm(weight.float(), b.float(), a.float(), alpha=scale).to(weight.dtype)
+    """Merge an adapter: W + scale * B A, computed in fp32.
+
+    Args:
+        weight: W [out,in].
+        a: [rank,in].
+        b: [out,rank].
+        scale: alpha / rank.
+
+    Returns:
+        [out,in] in the dtype of W.
+    """
+    merged = torch.addmm(weight.float(), b.float(), a.float(), alpha=scale)
+    return merged.to(weight.dtype)
 
 
 def attention_sizes(config: Any) -> tuple[int, int, int]:
-    """heads, kv_heads, head_size of Hugging Face's configuration."""
+    """Query heads, key-value heads and width of a head, from Hugging Face's configuration."""
     heads = config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return heads, config.num_key_value_heads or heads, size
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return heads, config.num_key_value_heads or heads, head_size

@@ -1,8 +1,7 @@
-"""What the model asks of each of its eight parts. The reference parts and the fast ones both offer this.
+"""Interfaces of the eight parts of the model, which the reference parts and the fast ones share.
 
 Letters: B clips, T time steps (8 frames, 8 windows of sound), D width of an encoder, L taps, W width of the
-    language
-model, V its vocabulary. Sections of docs/architecture.md are named at each part.
+language model, V its vocabulary.
 """
 
 from collections.abc import Sequence
@@ -57,14 +56,14 @@ class FusionPart(Protocol):
     def __call__(
         self, audio: Tensor, audio_taps: Tensor, visual: Tensor, visual_taps: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Features [B,T,D] and taps [B,T,L*D] of both encoders -> tokens [B,n,W], gates [B,E] or None."""
+        """Features [B,T,D], taps [B,T,L*D] of both encoders -> tokens [B,n,W], gates [B,E] fp32 or None."""
         ...
 
 
 class LanguagePart(Protocol):
-    """Qwen2.5 step by step;
+    """Qwen2.5, token by token; a state holds the caches of several sequences.
 
-    `state` holds the caches of several sequences (docs/architecture.md section 9).
+    Source: docs/architecture.md section 9.
     """
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -72,7 +71,7 @@ class LanguagePart(Protocol):
         ...
 
     def start(self, prompts: Sequence[Tensor] | Tensor, shared: Tensor | None = None) -> tuple[Tensor, Any]:
-        """Embedded prompts [L,W], all behind `shared` [P,W] -> logits of the last positions [B,V], state."""
+        """Read embedded prompts [L,W] behind `shared` [P,W] -> logits of the last positions [B,V], state."""
         ...
 
     def step(self, ids: Tensor, state: Any) -> Tensor:
@@ -80,9 +79,9 @@ class LanguagePart(Protocol):
         ...
 
     def keep(self, state: Any, rows: list[int]) -> None:
-        """Go on with these rows of the sequences alone."""
+        """Continue with these rows of the sequences alone."""
         ...
 
     def end(self, state: Any) -> None:
-        """The sequences are done: their memory may be used again."""
+        """Release the memory of all sequences."""
         ...

@@ -1,6 +1,6 @@
-"""From encoder features to language-model tokens:
+"""From encoder features to language-model tokens: Q-Former, time mean or weighted sum.
 
-Q-Former, time mean or weighted sum (architecture 4 to 6, 18).
+Source: docs/architecture.md sections 4, 5, 6 and 18.
 """
 
 import torch
@@ -11,10 +11,7 @@ from ..config import BranchConfig, QFormerConfig
 
 
 class QueryAttention(nn.Module):
-    """BERT attention with output projection, residual and post-norm;
-
-    `context` is the queries themselves by default.
-    """
+    """BERT's attention: output projection, dropout, residual and a norm behind them."""
 
     def __init__(self, config: QFormerConfig, context_width: int):
         super().__init__()
@@ -26,6 +23,7 @@ class QueryAttention(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, hidden: Tensor, context: Tensor | None = None) -> Tensor:
+        """hidden [B,M,D], context [B,T,C] or None for self-attention -> [B,M,D]."""
         context = hidden if context is None else context
         q, k, v = (
             linear(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -33,10 +31,13 @@ class QueryAttention(nn.Module):
         )
         dropout = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout).transpose(1, 2).flatten(2)
-        return self.norm(F.dropout(self.dense(mixed), self.dropout, self.training) + hidden)
+        update = F.dropout(self.dense(mixed), self.dropout, self.training)
+        return self.norm(update + hidden)
 
 
 class QueryMLP(nn.Module):
+    """BERT's MLP with GELU: dropout, residual and a norm behind them."""
+
     def __init__(self, config: QFormerConfig):
         super().__init__()
         self.up = nn.Linear(config.hidden_size, config.mlp_size)
@@ -45,10 +46,14 @@ class QueryMLP(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.norm(self.dropout(self.down(F.gelu(self.up(hidden)))) + hidden)
+        """hidden [B,M,D] -> [B,M,D]."""
+        update = self.dropout(self.down(F.gelu(self.up(hidden))))
+        return self.norm(update + hidden)
 
 
 class QFormerLayer(nn.Module):
+    """Self-attention of the queries, cross-attention to the context, MLP."""
+
     def __init__(self, config: QFormerConfig, context_width: int):
         super().__init__()
         self.attention = QueryAttention(config, config.hidden_size)
@@ -56,7 +61,10 @@ class QFormerLayer(nn.Module):
         self.mlp = QueryMLP(config)
 
     def forward(self, hidden: Tensor, context: Tensor) -> Tensor:
-        return self.mlp(self.crossattention(self.attention(hidden), context))
+        """hidden [B,M,D], context [B,T,C] -> [B,M,D]."""
+        hidden = self.attention(hidden)
+        hidden = self.crossattention(hidden, context)
+        return self.mlp(hidden)
 
 
 class QFormer(nn.Module):
@@ -85,6 +93,13 @@ class QFormerBranch(nn.Module):
     """Position table, Q-Former, projection."""
 
     def __init__(self, config: BranchConfig, qformer: QFormerConfig, features: int, width: int):
+        """
+        Args:
+            config: numbers of tokens and positions.
+            qformer: sizes of the Q-Former.
+            features: width of the encoder's features.
+            width: of the language model.
+        """
         super().__init__()
         self.position = nn.Embedding(config.positions, features)
         self.qformer = QFormer(qformer, features, config.tokens)
@@ -95,11 +110,12 @@ class QFormerBranch(nn.Module):
         steps, limit = features.shape[1], self.position.num_embeddings
         if steps > limit:
             raise ValueError(f"{steps} time steps, but the position table holds {limit}")
-        return self.proj(self.qformer(features + self.position.weight[:steps]))
+        context = features + self.position.weight[:steps]
+        return self.proj(self.qformer(context))
 
 
 class MeanBranch(nn.Module):
-    """Variant `mean`: one projected time mean, repeated to the token count."""
+    """Variant `mean`: one projected time mean, repeated to the number of tokens."""
 
     def __init__(self, config: BranchConfig, features: int, width: int):
         super().__init__()
@@ -107,10 +123,13 @@ class MeanBranch(nn.Module):
         self.proj = nn.Linear(features, width)
 
     def pool(self, features: Tensor) -> Tensor:
+        """features [B,T,F] -> [B,F]."""
         return features.mean(1)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.proj(self.pool(features)).unsqueeze(1).expand(-1, self.tokens, -1)
+        """features [B,T,F] -> [B,tokens,width]."""
+        token = self.proj(self.pool(features))
+        return token.unsqueeze(1).expand(-1, self.tokens, -1)
 
 
 class AttentionBranch(MeanBranch):
@@ -121,10 +140,20 @@ class AttentionBranch(MeanBranch):
         self.weight = nn.Linear(features, 1)
 
     def pool(self, features: Tensor) -> Tensor:
+        """features [B,T,F] -> [B,F]."""
         return (self.weight(features) * features).sum(1)
 
 
 def build_branch(config: BranchConfig, qformer: QFormerConfig, features: int, width: int) -> nn.Module:
+    """The branch of a type.
+
+    Args:
+        config: its type and numbers of tokens and positions.
+        qformer: sizes of the Q-Former, for the type `qformer`.
+        features: width of the encoder's features.
+        width: of the language model.
+    """
     if config.type == "qformer":
         return QFormerBranch(config, qformer, features, width)
-    return {"mean": MeanBranch, "attention": AttentionBranch}[config.type](config, features, width)
+    variants = {"mean": MeanBranch, "attention": AttentionBranch}
+    return variants[config.type](config, features, width)

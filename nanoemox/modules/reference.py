@@ -1,4 +1,4 @@
-"""The eight parts of the reference, made of a configuration."""
+"""From a configuration to the eight parts of the reference."""
 
 from torch import nn
 
@@ -12,7 +12,7 @@ from .vision import VisionEncoder
 
 
 def reference_parts(config: NanoEmoXConfig) -> dict[str, nn.Module]:
-    """The eight parts in plain PyTorch, by name. Another implementation offers the same names and calls."""
+    """The eight parts in plain PyTorch with random weights, by name; modules.parts has their interfaces."""
     width = config.language.hidden_size
     visual, audio = config.vision.hidden_size, config.audio.hidden_size
     return {

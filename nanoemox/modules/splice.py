@@ -7,7 +7,7 @@ from .encoded import Encoded
 
 
 def without_placeholders(ids: Tensor, placeholders: dict[str, int]) -> Tensor:
-    """ids [B,L] with id 0 for every placeholder: their own ids may lie past the end of the embedding."""
+    """ids [B,L] with 0 in place of every placeholder, whose id may lie past the end of the embedding."""
     text = ids.clone()
     for token in placeholders.values():
         text[ids == token] = 0

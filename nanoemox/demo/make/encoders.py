@@ -208,7 +208,7 @@ class _Face(_Frames):
                 nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
 
     def encode(self, pictures: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        stages = self.face.stages(pictures)
+        stages = self.face.stage_outputs(pictures)
         last = self.face.linear_c[-1](stages[-1].movedim(1, -1))
         return [self.face.fuse(stages)], [last.flatten(1)]
 
