@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from parity import GIVEN, GROUPS
+from parity import GROUPS, INPUTS
 from safetensors.torch import load_file
 
 FOLDER = Path(__file__).parent / "fixtures"
@@ -30,7 +30,7 @@ def digest(shapes: dict[str, tuple[int, ...]]) -> str:
 
 def main(source: Path) -> None:
     tensors = load_file(source / "expected.safetensors")
-    packed: dict[str, np.ndarray] = {f"given|{name}": tensors[name].numpy() for name in GIVEN}
+    packed: dict[str, np.ndarray] = {f"given|{name}": tensors[name].numpy() for name in INPUTS}
     with torch.inference_mode():
         results = [name for group in GROUPS.values() for name in group(tensors)]
     for name in [*results, *(name for name in tensors if name.endswith("raw_audio_every50"))]:
@@ -49,9 +49,9 @@ def main(source: Path) -> None:
     behaviour = json.loads((source / "behaviour.json").read_text())
     behaviour["keys"] = {
         group: digest(
-            {name: tuple(shape) for name, (shape, kind) in held.items() if not kind.startswith("int")}
+            {name: tuple(shape) for name, (shape, kind) in listed.items() if not kind.startswith("int")}
         )
-        for group, held in keys.items()
+        for group, listed in keys.items()
     }
     (FOLDER / "behaviour.json").write_text(json.dumps(behaviour, separators=(",", ":")) + "\n")
 

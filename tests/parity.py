@@ -1,7 +1,7 @@
 """Everything that the parity fixtures expect, computed by our modules: name -> tensor.
 
 Weights come from recipe.fill under the official names, inputs from recipe.signal or, where there are none,
-from `given`.
+from `inputs`.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ from nanoemox.train.collate import collate
 
 WIDTH, FEATURES = 1536, 1024
 BOS, EOS = 151644, 151645
-Given = dict[str, Tensor]
+Tensors = dict[str, Tensor]
 SMALL_VISION = VisionConfig(hidden_size=64, mlp_size=128, heads=4, image_size=28)
 SMALL_AUDIO = AudioConfig(
     hidden_size=64,
@@ -49,18 +49,18 @@ SMALL_AUDIO = AudioConfig(
 def filled(config: NanoEmoXConfig, strip: str = "", **parts: nn.Module) -> nn.Module:
     """The parts as attributes of one module, parameters filled under their official names without `strip`."""
     holder = nn.ModuleDict(parts)
-    held = dict(holder.named_parameters())
+    parameters = dict(holder.named_parameters())
     with torch.no_grad():
         for target in targets(holder, config):
-            shape = list(held[target.parts[0]].shape)
+            shape = list(parameters[target.parts[0]].shape)
             shape[0] *= len(target.parts)
             value = fill(target.name.removeprefix(strip), shape)
             for key, part in zip(target.parts, value.chunk(len(target.parts)), strict=True):
-                held[key].copy_(part)
+                parameters[key].copy_(part)
     return holder.eval().requires_grad_(False)
 
 
-def fusion(given: Given) -> Given:
+def fusion(inputs: Tensors) -> Tensors:
     config = NanoEmoXConfig()
     module = filled(config, fusion=build_fusion(config.fusion, config.qformer, 3, FEATURES, FEATURES, WIDTH))[
         "fusion"
@@ -78,7 +78,7 @@ def fusion(given: Given) -> Given:
     return out
 
 
-def branches(given: Given) -> Given:
+def branches(inputs: Tensors) -> Tensors:
     config, out = NanoEmoXConfig(), {}
     for stem, branch, short in (("video", config.video_branch, 6), ("audio", config.audio_branch, 5)):
         name = f"{stem}_branch"
@@ -91,7 +91,7 @@ def branches(given: Given) -> Given:
     return out
 
 
-def face_head(given: Given) -> Given:
+def face_head(inputs: Tensors) -> Tensors:
     module = filled(NanoEmoXConfig(), face_head=FaceHead(FaceConfig(), WIDTH))["face_head"]
     out = {}
     for case, (b, t) in {"A": (2, 8), "B": (1, 5)}.items():
@@ -101,23 +101,23 @@ def face_head(given: Given) -> Given:
     return out
 
 
-def face_encoder(given: Given) -> Given:
+def face_encoder(inputs: Tensors) -> Tensors:
     modules = filled(
         NanoEmoXConfig(), face=FaceEncoder(FaceConfig()), face_head=FaceHead(FaceConfig(), WIDTH)
     )
-    frames = given["face_encoder/frames_u8"]
+    frames = inputs["face_encoder/frames_u8"]
     stages = modules["face"].stage_outputs(frames[0])
     features = modules["face"](frames)
     out = {f"face_encoder/stage{s}_mean": stage.mean((2, 3))[None] for s, stage in enumerate(stages)}
     return out | {"face_encoder/features": features, "face_encoder/tokens": modules["face_head"](features)[0]}
 
 
-def clip(given: Given) -> Given:
+def clip(inputs: Tensors) -> Tensors:
     config = replace(NanoEmoXConfig(), vision=SMALL_VISION)
     module = filled(config, "visual_encoder.model.", vision=VisionEncoder(SMALL_VISION))["vision"]
-    frames = given["clip_small/frames_u8"].transpose(1, 2)
+    frames = inputs["clip_small/frames_u8"].transpose(1, 2)
     features, taps = module(frames)
-    full = module.preprocess(given["clip_preprocess/frame_u8"].movedim(-1, 1))
+    full = module.preprocess(inputs["clip_preprocess/frame_u8"].movedim(-1, 1))
     return {
         "clip_small/pixel_values": module.preprocess(frames.flatten(0, 1)),
         "clip_small/features": features,
@@ -126,10 +126,10 @@ def clip(given: Given) -> Given:
     }
 
 
-def hubert(given: Given) -> Given:
+def hubert(inputs: Tensors) -> Tensors:
     config = replace(NanoEmoXConfig(), audio=SMALL_AUDIO)
     module = filled(config, "acoustic_encoder.model.", audio=AudioEncoder(SMALL_AUDIO))["audio"]
-    windows = given["hubert_small/raw_audio_i16"][:, :, 0].float() / 32768
+    windows = inputs["hubert_small/raw_audio_i16"][:, :, 0].float() / 32768
     features, taps = module(windows)
     alone, alone_taps = module(windows[:1])
     return {
@@ -141,7 +141,7 @@ def hubert(given: Given) -> Given:
     }
 
 
-def resample(given: Given) -> Given:
+def resample(inputs: Tensors) -> Tensors:
     out = {}
     for rate in (8000, 22050, 44100, 48000):
         wave = signal(f"resample/{rate}", (rate // 10,), 0.3).numpy()
@@ -153,16 +153,16 @@ def resample(given: Given) -> Given:
     return out
 
 
-def sampling(given: Given) -> Given:
+def sampling(inputs: Tensors) -> Tensors:
     frames = (1, 2, 3, 7, 8, 9, 10, 15, 16, 17, 30, 31, 75, 100, 119, 250, 300, 777, 1000, 9001)
     samples = (1, 8000, 31999, 32000, 32001, 33000, 59200, 80000, 161968, 480000, 668092, 914002, 981111)
     out = {f"frame_indices/n{n}": torch.tensor(frame_indices(n)) for n in frames}
     return out | {f"audio_clips/n{n}/start": torch.tensor(window_starts(n)) for n in samples}
 
 
-def collation(given: Given) -> Given:
+def collation(inputs: Tensors) -> Tensors:
     pairs = [
-        (given[f"collate/s{i}/prompt"].tolist(), given[f"collate/s{i}/target"].tolist()) for i in range(3)
+        (inputs[f"collate/s{i}/prompt"].tolist(), inputs[f"collate/s{i}/target"].tolist()) for i in range(3)
     ]
     ids, labels, mask = collate(pairs, bos=BOS, eos=EOS, pad=EOS)
     return {
@@ -172,7 +172,7 @@ def collation(given: Given) -> Given:
     }
 
 
-def variants(given: Given) -> Given:
+def variants(inputs: Tensors) -> Tensors:
     video, audio = (signal(f"variants/{name}", (2, 8, FEATURES)) for name in ("video", "audio"))
     out = {}
     for kind in ("attention", "qformer", "densemoe"):
@@ -191,14 +191,14 @@ def variants(given: Given) -> Given:
     return out
 
 
-GROUPS: dict[str, Callable[[Given], Given]] = {
+GROUPS: dict[str, Callable[[Tensors], Tensors]] = {
     group.__name__: group
     for group in (
         fusion, branches, face_head, face_encoder, clip, hubert, resample, sampling, collation, variants,
     )
 }  # fmt: skip
 # Inputs that no recipe rebuilds; audio_load's go through read_clip in test_media.
-GIVEN = (
+INPUTS = (
     "face_encoder/frames_u8", "clip_small/frames_u8", "clip_preprocess/frame_u8",
     "hubert_small/raw_audio_i16",
     *(f"collate/s{i}/{part}" for i in range(3) for part in ("prompt", "target")),

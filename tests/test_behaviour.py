@@ -54,19 +54,19 @@ def test_postprocess(behaviour):
 def test_modality_sets(behaviour):
     kinds = {"Multi": "fusion", "Audio": "audio", "Face": "face", "Frame": "frames", "Image": "image"}
     assert set(behaviour["modality_sets"]) == set(MODALITY_SETS)
-    for name, want in behaviour["modality_sets"].items():
+    for name, expected in behaviour["modality_sets"].items():
         for official in (False, True):
             segments = build(
                 name, subtitle="WORDS", question="Q?", templates=Templates(), official_start=official
             )
             text = "".join(s if isinstance(s, str) else f"[{s.kind}]" for s in segments)
             assert [s.kind for s in segments if isinstance(s, Stream)] == [
-                kinds[k] for k in want["placeholders"]
+                kinds[k] for k in expected["placeholders"]
             ], name
-            assert text.startswith("###Human: ") == (want["starts_with_human_tag"] or not official), name
-            assert ("<Subtitle>WORDS</Subtitle>" in text) == want["has_subtitle"], name
-            assert text.endswith("Q?" + want["tail"]), name
-        assert set(MODALITY_SETS[name].official_loads) == set(want["loads"]), name
+            assert text.startswith("###Human: ") == (expected["starts_with_human_tag"] or not official), name
+            assert ("<Subtitle>WORDS</Subtitle>" in text) == expected["has_subtitle"], name
+            assert text.endswith("Q?" + expected["tail"]), name
+        assert set(MODALITY_SETS[name].official_loads) == set(expected["loads"]), name
 
 
 def test_learning_rates(behaviour):

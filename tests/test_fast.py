@@ -39,8 +39,8 @@ def batch(B=2, seed=0):
 
 
 def outputs(encoded):
-    held = {name: getattr(encoded, name) for name in STREAMS} | encoded.features
-    return {name: tensor.float() for name, tensor in held.items() if tensor is not None}
+    tensors = {name: getattr(encoded, name) for name in STREAMS} | encoded.features
+    return {name: tensor.float() for name, tensor in tensors.items() if tensor is not None}
 
 
 @torch.inference_mode()
@@ -48,17 +48,17 @@ def encode(source, fast, dtype, frames, audio):
     return outputs(nanoemox.load(source, fast=fast, dtype=dtype, device="cpu").encode_streams(frames, audio))
 
 
-def assert_same(got, want, bound):
-    assert got.keys() == want.keys()
-    for name in want:
-        error = (got[name] - want[name]).abs().max() / want[name].abs().max().clamp_min(1e-30)
+def assert_same(got, expected, bound):
+    assert got.keys() == expected.keys()
+    for name in expected:
+        error = (got[name] - expected[name]).abs().max() / expected[name].abs().max().clamp_min(1e-30)
         assert error <= bound, f"{name}: {error:.2e}"
 
 
-@pytest.mark.parametrize("given", ["both", "frames", "audio"])
-def test_demo_in_fp32(given):
+@pytest.mark.parametrize("present", ["frames and audio", "frames", "audio"])
+def test_demo_in_fp32(present):
     frames, audio = batch()
-    streams = (frames if given != "audio" else None, audio if given != "frames" else None)
+    streams = (frames if present != "audio" else None, audio if present != "frames" else None)
     assert_same(encode("demo", True, "float32", *streams), encode("demo", False, "float32", *streams), 2e-5)
 
 
@@ -145,7 +145,7 @@ def test_every_configuration(bundle, name, config):
     assert_same(encode(folder, True, "float32", *streams), encode(folder, False, "float32", *streams), 2e-5)
 
 
-def test_what_has_no_fast_form_stays_the_reference_and_is_said():
+def test_parts_without_a_fast_form_stay_the_reference_and_are_reported():
     mean = replace(NARROW.video_branch, type="mean")
     config = replace(NARROW, fusion=replace(NARROW.fusion, type="attention"), video_branch=mean)
     reasons = why_not(config, torch.device("cpu"))
@@ -154,8 +154,8 @@ def test_what_has_no_fast_form_stays_the_reference_and_is_said():
     assert fast_parts(config, torch.device("cpu"))["video_branch"] == "reference (has no fused op)"
     model = random_model(config)
     parts = dict(model.named_children())
-    kept = {name for name, part in accelerate(model).named_children() if part is parts[name]}
-    assert kept == {name for name, reason in reasons.items() if reason}
+    unchanged = {name for name, part in accelerate(model).named_children() if part is parts[name]}
+    assert unchanged == {name for name, reason in reasons.items() if reason}
 
 
 def random_model(config=NARROW):
@@ -163,10 +163,10 @@ def random_model(config=NARROW):
 
 
 @torch.inference_mode()
-def test_layers_that_nobody_reads_are_not_run():
+def test_layers_that_are_not_read_are_not_run():
     config = replace(NARROW, audio=replace(NARROW.audio, taps=(1, 2, 1), feature_layers=(1, 2)))
     model, streams = random_model(config), batch(1)
-    want = outputs(model.encode_streams(*streams))
+    expected = outputs(model.encode_streams(*streams))
     for name, parameter in model.named_parameters():
         if name.startswith("vision.") and (".layers.3." in name or "post_layernorm" in name):
             parameter.fill_(torch.nan)
@@ -176,7 +176,7 @@ def test_layers_that_nobody_reads_are_not_run():
             parameter.fill_(torch.nan)
         if name.startswith("face.swin.layernorm"):
             parameter.fill_(torch.nan)
-    assert_same(outputs(accelerate(model).encode_streams(*streams)), want, 2e-5)
+    assert_same(outputs(accelerate(model).encode_streams(*streams)), expected, 2e-5)
 
 
 @torch.inference_mode()
@@ -195,11 +195,11 @@ def test_frames_of_any_size(window, size):
     config = replace(NARROW, face=face)
     frames = torch.randint(0, 256, (1, 3, 3, *size))
     reference = FaceEncoder(face).eval().requires_grad_(False)
-    want = reference(frames)
+    expected = reference(frames)
     weights = TensorStore.of(torch.nn.ModuleDict({"face": reference}), config)
     fast = FastFace(face, weights.under("facial_encoder.facexformer."))
     for _ in range(2):
-        assert (fast(frames) - want).abs().max() <= 2e-5 * want.abs().max()
+        assert (fast(frames) - expected).abs().max() <= 2e-5 * expected.abs().max()
         fast(frames.repeat(1, 1, 1, 2, 2))  # a call with another size in between changes nothing
 
 
@@ -218,13 +218,13 @@ def test_a_qformer_of_any_depth(layers, B, T):
     for parameter in reference.parameters():  # no bias is zero, no norm the identity
         parameter.add_(torch.randn_like(parameter), alpha=0.1)
     low = deepcopy(reference).bfloat16()
-    given = torch.randn(B, T, 64).bfloat16()
+    features = torch.randn(B, T, 64).bfloat16()
     fast, fast_low = fast_branch(reference, config), fast_branch(low, config)
-    want, exact = reference(given.float()), deepcopy(low).double()(given.double())
-    own = (low(given) - exact).abs().max() / exact.abs().max()
-    for _ in range(2):  # what was worked out at load is not overwritten
-        assert (fast(given.float()) - want).abs().max() <= 2e-5 * want.abs().max()
-        error = (fast_low(given) - exact).abs().max() / exact.abs().max()
+    expected, exact = reference(features.float()), deepcopy(low).double()(features.double())
+    own = (low(features) - exact).abs().max() / exact.abs().max()
+    for _ in range(2):  # results computed at load are not overwritten
+        assert (fast(features.float()) - expected).abs().max() <= 2e-5 * expected.abs().max()
+        error = (fast_low(features) - exact).abs().max() / exact.abs().max()
         assert error <= 2 * own + torch.finfo(torch.bfloat16).eps, f"{error:.2e}, reference {own:.2e}"
     for branch in (reference, fast):
         with pytest.raises(ValueError, match="9 time steps, but the position table holds 8"):
@@ -232,24 +232,24 @@ def test_a_qformer_of_any_depth(layers, B, T):
 
 
 @torch.inference_mode()
-def test_without_packed_weights_it_is_the_same(monkeypatch):
+def test_results_without_packed_weights_are_the_same(monkeypatch):
     monkeypatch.setattr("nanoemox.fast.layers.linear.multiplies_packed", lambda device, dtype: False)
     monkeypatch.setattr("nanoemox.fast.layers.attention.serves", lambda *tensors: False)
     model, streams = random_model(), batch()
-    want = outputs(model.encode_streams(*streams))
+    expected = outputs(model.encode_streams(*streams))
     fast = accelerate(model)
-    assert_same(outputs(fast.encode_streams(*streams)), want, 2e-5)
-    fast.to("meta").encode_streams(*(stream.to("meta") for stream in streams))  # nothing is left on the CPU
+    assert_same(outputs(fast.encode_streams(*streams)), expected, 2e-5)
+    fast.to("meta").encode_streams(*(stream.to("meta") for stream in streams))  # no tensor stays on the CPU
 
 
 @torch.inference_mode()
-def test_a_fast_model_moves_and_tells_its_state(tmp_path):
+def test_a_fast_model_moves_and_has_a_state_dict(tmp_path):
     fast, streams = nanoemox.load("demo", dtype="bfloat16", device="cpu"), batch(1)
     assert fast.dtype == torch.bfloat16 and fast.device.type == "cpu"
-    want = outputs(fast.encode_streams(*streams))
+    expected = outputs(fast.encode_streams(*streams))
     torch.save(fast.state_dict(), tmp_path / "state.pt")
     assert not any(tensor.is_mkldnn for tensor in torch.load(tmp_path / "state.pt").values())
-    assert_same(outputs(fast.to(torch.float32).encode_streams(*streams)), want, 0.05)
+    assert_same(outputs(fast.to(torch.float32).encode_streams(*streams)), expected, 0.05)
     fast.to("meta").encode_streams(*(stream.to("meta") for stream in streams))
 
 
@@ -261,24 +261,24 @@ def test_frames_that_hold_no_window_are_refused():
 
 
 def peak(call):
-    """The most bytes that PyTorch's allocator had given out at a time during the call."""
+    """Peak of the bytes that PyTorch's allocator holds during the call."""
     call()
     with torch.profiler.profile(profile_memory=True) as profile:
         call()
-    held = most = 0
+    allocated = highest = 0
     for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held)
-    return most
+            allocated += event.nbytes()
+            highest = max(highest, allocated)
+    return highest
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("part", ["vision", "audio"])
-def test_no_layer_is_kept(part):
-    """Memory does not grow with the number of layers, and the reference's does."""
+def test_memory_does_not_grow_with_the_number_of_layers(part):
+    """The reference's does."""
     frames, audio = batch(1)
-    given = frames if part == "vision" else audio
+    inputs = frames if part == "vision" else audio
     peaks = []
     for layers in (4, 12):
         vision = replace(NARROW.vision, layers=layers, taps=(1, 2, layers), feature_layer=layers)
@@ -287,9 +287,9 @@ def test_no_layer_is_kept(part):
             NARROW.audio, layers=layers, taps=(1, 2, layers), feature_layers=(1, layers), mlp_size=2048
         )
         model = random_model(replace(NARROW, vision=vision, audio=sound))
-        reference = peak(lambda: getattr(model, part)(given))  # noqa: B023
+        reference = peak(lambda: getattr(model, part)(inputs))  # noqa: B023
         fast = getattr(accelerate(model), part)
-        peaks.append((peak(lambda: fast(given)), reference))  # noqa: B023
+        peaks.append((peak(lambda: fast(inputs)), reference))  # noqa: B023
     assert peaks[0][0] == peaks[1][0] < 0.8 * peaks[1][1]
 
 
@@ -301,12 +301,14 @@ def clip():
 
 
 def test_answers_are_the_references():
-    slow, fast = (nanoemox.load("demo", fast=fast, dtype="float32", device="cpu") for fast in (False, True))
+    reference, fast = (
+        nanoemox.load("demo", fast=fast, dtype="float32", device="cpu") for fast in (False, True)
+    )
     for task in ("mer", "erg"):
-        want, got = (model.answer(clip(), task, max_new_tokens=24) for model in (slow, fast))
-        assert got.text == want.text and got.tokens == want.tokens
-        np.testing.assert_allclose(got.gates, want.gates, atol=1e-5)
-        np.testing.assert_allclose(got.face_attention, want.face_attention, atol=1e-5)
+        expected, got = (model.answer(clip(), task, max_new_tokens=24) for model in (reference, fast))
+        assert got.text == expected.text and got.tokens == expected.tokens
+        np.testing.assert_allclose(got.gates, expected.gates, atol=1e-5)
+        np.testing.assert_allclose(got.face_attention, expected.face_attention, atol=1e-5)
 
 
 def test_saving_gives_the_bundle_back(tmp_path):
@@ -317,12 +319,12 @@ def test_saving_gives_the_bundle_back(tmp_path):
     assert (tmp_path / "fast/model.safetensors").read_bytes() == (
         tmp_path / "slow/model.safetensors"
     ).read_bytes()
-    again = nanoemox.load(tmp_path / "fast", fast=True, dtype="float32", device="cpu")
-    assert again.answer(clip(), max_new_tokens=8).text == fast.answer(clip(), max_new_tokens=8).text
+    reloaded = nanoemox.load(tmp_path / "fast", fast=True, dtype="float32", device="cpu")
+    assert reloaded.answer(clip(), max_new_tokens=8).text == fast.answer(clip(), max_new_tokens=8).text
     streams = batch(1)
     with torch.inference_mode():
-        assert_same(outputs(again.encode_streams(*streams)), outputs(fast.encode_streams(*streams)), 0)
+        assert_same(outputs(reloaded.encode_streams(*streams)), outputs(fast.encode_streams(*streams)), 0)
     random_bundle("demo", tmp_path / "fast", seed=1)
     with pytest.raises(CheckpointError, match="has changed since"):
-        again.save(tmp_path / "other")
+        reloaded.save(tmp_path / "other")
     assert not (tmp_path / "other").exists()

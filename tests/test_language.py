@@ -56,13 +56,16 @@ def test_greedy_ids_are_hugging_faces(case, fast, tmp_path):
     language = nanoemox.load_language(tmp_path, fast=fast, dtype="float32", device="cpu")
     assert (type(language.model).__name__ == "EngineLanguage") == fast
     prompts = [[1, 2, 3], list(range(40, 60)), [7]]
-    want = [generated(model, prompt, 20) for prompt in prompts]
-    assert [language.generate(prompt, max_new_tokens=20)[0] for prompt in prompts] == want
-    assert language.generate(prompts, max_new_tokens=20) == want  # ragged, side by side
+    expected = [generated(model, prompt, 20) for prompt in prompts]
+    assert [language.generate(prompt, max_new_tokens=20)[0] for prompt in prompts] == expected
+    assert language.generate(prompts, max_new_tokens=20) == expected  # a batch of different lengths
     embeds = [model.model.embed_tokens(torch.tensor(prompt)) for prompt in prompts]
-    assert language.generate(embeds, max_new_tokens=20) == want
-    assert language.generate(embeds[0], max_new_tokens=20) == want[:1]
-    assert language.generate(torch.tensor([prompts[0], prompts[0]]), max_new_tokens=20) == [want[0], want[0]]
+    assert language.generate(embeds, max_new_tokens=20) == expected
+    assert language.generate(embeds[0], max_new_tokens=20) == expected[:1]
+    assert language.generate(torch.tensor([prompts[0], prompts[0]]), max_new_tokens=20) == [
+        expected[0],
+        expected[0],
+    ]
 
 
 def test_files_in_pieces_and_other_dtypes(tmp_path):
@@ -85,20 +88,20 @@ def test_quantised(quantize, tmp_path):
     assert len(language.generate([[1], [2, 3]], max_new_tokens=4)) == 2
 
 
-def test_stops_streams_samples_and_ends_when_told(tmp_path):
+def test_stop_ids_streaming_sampling_and_cancelling(tmp_path):
     saved(tmp_path, "qwen2")
     language = nanoemox.load_language(tmp_path, dtype="float32", device="cpu")
-    whole = language.generate([1, 2], max_new_tokens=12)[0]
-    cut = language.generate([1, 2], max_new_tokens=12, eos_ids=[whole[4]])[0]
-    assert cut == whole[: whole.index(whole[4]) + 1]
-    seen = []
-    language.generate([[1, 2], [3]], max_new_tokens=3, stream=lambda i, token: seen.append((i, token)))
-    assert [token for i, token in seen if i == 0] == whole[:3] and len(seen) == 6
-    drawn = {
+    answer = language.generate([1, 2], max_new_tokens=12)[0]
+    cut = language.generate([1, 2], max_new_tokens=12, eos_ids=[answer[4]])[0]
+    assert cut == answer[: answer.index(answer[4]) + 1]
+    streamed = []
+    language.generate([[1, 2], [3]], max_new_tokens=3, stream=lambda i, token: streamed.append((i, token)))
+    assert [token for i, token in streamed if i == 0] == answer[:3] and len(streamed) == 6
+    samples = {
         tuple(language.generate([1, 2], max_new_tokens=8, temperature=2.0, seed=s)[0]) for s in (1, 1, 2, 3)
     }
-    assert 2 <= len(drawn) <= 3
-    assert language.generate([1, 2], max_new_tokens=8, temperature=2.0, top_k=1)[0] == whole[:8]
+    assert 2 <= len(samples) <= 3
+    assert language.generate([1, 2], max_new_tokens=8, temperature=2.0, top_k=1)[0] == answer[:8]
     steps = iter([False, False, True])
     assert len(language.generate([1, 2], max_new_tokens=12, cancelled=lambda: next(steps))[0]) == 3
 
@@ -112,7 +115,7 @@ def test_stops_streams_samples_and_ends_when_told(tmp_path):
         with pytest.raises(Stop):
             language.generate([1, 2], stream=stop)
     assert not language.model._used_slots  # no slot is lost
-    assert language.generate([1, 2], max_new_tokens=12)[0] == whole
+    assert language.generate([1, 2], max_new_tokens=12)[0] == answer
 
 
 def test_shared_beginnings_change_nothing(tmp_path):
@@ -120,10 +123,10 @@ def test_shared_beginnings_change_nothing(tmp_path):
     language = nanoemox.load_language(tmp_path, dtype="float32", device="cpu").model
     prompts = [language.embed(torch.arange(20) + i) for i in range(3)]
     shared = language.embed(torch.arange(100, 130))
-    together, state = language.start(prompts, shared)
+    batch, state = language.start(prompts, shared)
     for row, prompt in enumerate(prompts):
         alone, _ = language.start([torch.cat([shared, prompt])])
-        torch.testing.assert_close(together[row], alone[0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(batch[row], alone[0], rtol=1e-4, atol=1e-4)
     step = language.step(torch.tensor([1, 2, 3]), state)
     language.keep(state, [2])
     assert state.positions == [51] and step.shape == (3, 300)
@@ -134,12 +137,14 @@ def test_threads_take_turns(tmp_path):
 
     saved(tmp_path, "qwen2")
     language = nanoemox.load_language(tmp_path, dtype="float32", device="cpu")
-    want = [language.generate([i, i + 1], max_new_tokens=10) for i in range(6)]
+    expected = [language.generate([i, i + 1], max_new_tokens=10) for i in range(6)]
     with ThreadPoolExecutor(6) as pool:
-        assert list(pool.map(lambda i: language.generate([i, i + 1], max_new_tokens=10), range(6))) == want
+        assert (
+            list(pool.map(lambda i: language.generate([i, i + 1], max_new_tokens=10), range(6))) == expected
+        )
 
 
-def test_what_is_refused(tmp_path):
+def test_wrong_inputs_and_folders_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         nanoemox.load_language(tmp_path / "nowhere")
     saved(tmp_path, "qwen2")

@@ -70,11 +70,11 @@ def test_ablating_a_modality_changes_the_answer(demo, absent):
 
 def test_a_batch_is_the_same_as_its_clips(demo):
     clips = [random_clip(seed) for seed in (1, 2)]
-    both = demo.encode(clips)
+    batch = demo.encode(clips)
     for i, clip in enumerate(clips):
         alone = demo.encode(clip)
         for name in ("visual", "speech", "face", "fusion", "gates", "face_attention"):
-            a, b = getattr(both, name)[i], getattr(alone, name)[0]
+            a, b = getattr(batch, name)[i], getattr(alone, name)[0]
             assert (a - b).abs().max() <= 2e-5 * b.abs().max() + 1e-6, name
 
 
@@ -87,7 +87,7 @@ def test_clips_of_a_batch_must_match(demo):
         demo.answer(Clip())
 
 
-def test_arrays_and_tensors_are_taken_alike(demo):
+def test_arrays_and_tensors_give_the_same_answer(demo):
     clip = random_clip(3)
     tensors = dataclasses.replace(
         clip, frames=torch.from_numpy(clip.frames), audio=torch.from_numpy(clip.audio)
@@ -142,7 +142,7 @@ def test_streamed_pieces_are_the_answer(demo, sample):
 
 
 class Scripted:
-    """A language model that says what it was given."""
+    """A language model that generates a fixed sequence."""
 
     def __init__(self, ids):
         self.ids = ids
@@ -161,7 +161,7 @@ class Scripted:
 
 
 @pytest.mark.parametrize(
-    ("said", "text", "finish"),
+    ("spoken", "text", "finish"),
     [
         ("Happy, calm.\n###", "Happy, calm.", "stop"),
         ("  sad # or ## not###", "sad # or ## not", "stop"),
@@ -169,17 +169,17 @@ class Scripted:
         ("###", "", "stop"),
     ],
 )
-def test_streams_hold_back_what_may_not_stay(demo, said, text, finish):
-    ids, pieces = demo.tokenizer.encode(said), []
+def test_streamed_text_never_contains_the_stop_mark(demo, spoken, text, finish):
+    ids, pieces = demo.tokenizer.encode(spoken), []
     feed = TextStream(demo.tokenizer, pieces.append)
     request = Request(torch.zeros(1, 4), len(ids), StopRule(demo.tokenizer), watch=feed.push)
     (out,) = generate(Scripted(ids), [request])
-    whole = postprocess(demo.tokenizer.decode(out.ids), demo.tokenizer.bos, demo.tokenizer.eos)
-    assert (whole, "".join(pieces), out.finish, out.ids) == (text, text, finish, ids)
+    answer = postprocess(demo.tokenizer.decode(out.ids), demo.tokenizer.bos, demo.tokenizer.eos)
+    assert (answer, "".join(pieces), out.finish, out.ids) == (text, text, finish, ids)
     assert not any("\ufffd" in piece or "###" in piece for piece in pieces)
 
 
-def test_a_cold_sample_is_the_greedy_answer_and_nan_is_told(demo, sample):
+def test_a_tiny_temperature_is_greedy_and_nan_is_an_error(demo, sample):
     assert (
         demo.answer(sample, max_new_tokens=5, temperature=1e-40).text
         == demo.answer(sample, max_new_tokens=5).text
@@ -232,7 +232,7 @@ def test_wrong_options(demo, sample, options, match):
         demo.answer(sample, **options)
 
 
-def test_splice_wants_each_placeholder_once_and_whole(demo, sample):
+def test_splice_requires_each_placeholder_exactly_its_count(demo, sample):
     encoded = demo.encode(sample)
     ids = demo.prompt_ids(sample)
     first = ids.index(demo.tokenizer.placeholder_ids["audio"])
@@ -274,11 +274,11 @@ def test_signatures_are_the_contract():
 def test_templates_of_a_bundle_replace_the_wording(demo, sample, tmp_path):
     name = "multiface_audio_face_frame_text"
     streams = "<Multi>{fusion}</Multi> {audio}{face}{frames} <S>{subtitle}</S>"
-    whole = f"###Human: A {streams} {{question}} ###Assistant: "
+    template = f"###Human: A {streams} {{question}} ###Assistant: "
     (tmp_path / "templates.json").write_text(
         json.dumps(
             {
-                "sets": {name: whole},
+                "sets": {name: template},
                 "questions": {"mer": "Which of {labels}?"},
                 "pieces": {"audio": "({audio})"},
             }
@@ -333,6 +333,6 @@ def test_frames_of_another_size_are_refused_and_do_no_harm():
 
 
 @pytest.mark.parametrize("sampler", [Sampler(temperature=1e-46), Sampler(temperature=1.0, top_p=1e-46)])
-def test_as_little_chance_as_fp32_has_not_is_greedy(sampler):
+def test_sampling_options_below_the_range_of_fp32_are_greedy(sampler):
     logits = torch.randn(3, 50)
     assert sampler(logits).equal(logits.argmax(-1))

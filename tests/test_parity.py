@@ -20,7 +20,7 @@ from nanoemox.model import NanoEmoX
 from nanoemox.weights.sizes import infer_config
 
 PACKED = np.load(Path(__file__).parent / "fixtures" / "parity.npz")
-GIVEN = {
+INPUTS = {
     name.split("|")[1]: torch.from_numpy(PACKED[name]) for name in PACKED.files if name.startswith("given|")
 }
 FULL = SHARED / "parity" / "expected.safetensors"
@@ -30,7 +30,7 @@ _computed: dict[str, dict[str, torch.Tensor]] = {}
 def computed(group: str) -> dict[str, torch.Tensor]:
     if group not in _computed:
         with torch.inference_mode():
-            _computed[group] = GROUPS[group](GIVEN)
+            _computed[group] = GROUPS[group](INPUTS)
     return _computed[group]
 
 
@@ -76,17 +76,17 @@ def test_group_matches_the_full_fixtures(group):
 
     with safe_open(FULL, "pt") as full:
         for name, value in computed(group).items():
-            want = full.get_tensor(name)
-            assert want.shape == value.shape, name
-            if want.is_floating_point():
-                assert (value - want).abs().max() <= tolerance(name, want.abs().max().item()), name
+            expected = full.get_tensor(name)
+            assert expected.shape == value.shape, name
+            if expected.is_floating_point():
+                assert (value - expected).abs().max() <= tolerance(name, expected.abs().max().item()), name
             else:
-                assert (value == want).all(), name
+                assert (value == expected).all(), name
 
 
 @pytest.mark.parametrize(("case", "rate"), [("stereo", 16000), ("short", 16000), ("mono44k", 44100)])
-def test_sound_reaches_hubert_as_officially(case, rate, tmp_path):
-    samples = GIVEN[f"audio_load/{case}/wave_i16"].numpy()
+def test_sound_reaches_hubert_as_in_the_official_code(case, rate, tmp_path):
+    samples = INPUTS[f"audio_load/{case}/wave_i16"].numpy()
     with wave.open(str(tmp_path / "x.wav"), "wb") as file:
         file.setnchannels(len(samples))
         file.setsampwidth(2)
@@ -120,25 +120,25 @@ def test_official_names_and_sizes(behaviour):
         | {f"facial_encoder.lynorm.{p}": (256,) for p in ("weight", "bias")},
         "llama_model": starting("llama_model.") | head,
     }
-    for group, held in groups.items():
-        assert digest(held) == behaviour["keys"][group], group
+    for group, tensors in groups.items():
+        assert digest(tensors) == behaviour["keys"][group], group
 
 
 @pytest.mark.parametrize("kind", ["attention", "qformer", "densemoe"])
 def test_official_names_of_the_fusion_variants(behaviour, kind):
     config = replace(nanoemox.NanoEmoXConfig(), fusion=FusionConfig(type=kind))
     ours = shapes(build_empty(config, kind), config)
-    held = {
+    tensors = {
         name: shape
         for name, shape in ours.items()
         if name.startswith(("multi_", "attention_mlp.", "fc_att."))
     }
-    assert digest(held) == behaviour["keys"][f"variant_{kind}"]
+    assert digest(tensors) == behaviour["keys"][f"variant_{kind}"]
 
 
 @pytest.mark.parametrize("fusion", FUSION_TYPES)
 @pytest.mark.parametrize("branch", BRANCH_TYPES)
-def test_variants_are_told_by_their_tensors(fusion, branch):
+def test_variants_are_recognised_by_their_tensors(fusion, branch):
     base = replace(NARROW, qformer=QFormerConfig(hidden_size=64, heads=1, mlp_size=48))
     kind = {"densemoe": {"router_size": 8, "experts": 2}, "multiscale": {"hidden_size": 24}}.get(fusion, {})
     variant = replace(
@@ -149,7 +149,7 @@ def test_variants_are_told_by_their_tensors(fusion, branch):
     )
     start = replace(nanoemox.NanoEmoXConfig(), name="narrow", vision=NARROW.vision, audio=NARROW.audio)
     start = replace(start, language=NARROW.language)
-    found = infer_config(start, shapes(build_empty(variant, fusion), variant))
+    inferred = infer_config(start, shapes(build_empty(variant, fusion), variant))
     if branch != "qformer" and fusion != "qformer":  # no Q-Former is left to tell its sizes
-        found = replace(found, qformer=variant.qformer)
-    assert found == variant
+        inferred = replace(inferred, qformer=variant.qformer)
+    assert inferred == variant

@@ -36,7 +36,7 @@ def test_fused_ops_change_nothing(part, monkeypatch):
     # weights in PyTorch's order, as a GPU has them
     monkeypatch.setattr("nanoemox.fast.layers.linear.multiplies_packed", lambda device, dtype: False)
     x, calls = INPUTS[part](), []
-    want = getattr(nanoemox.load("demo", fast=True, dtype="float32", device="cpu"), part)(x)
+    expected = getattr(nanoemox.load("demo", fast=True, dtype="float32", device="cpu"), part)(x)
     for module in ("layers.linear", "layers.swin", "layers.attention", "audio", "vision"):
         monkeypatch.setattr(f"nanoemox.fast.{module}.has_fused_ops", lambda x: True)
     if part == "audio":  # the small model's products are narrow: as if they were not
@@ -53,6 +53,6 @@ def test_fused_ops_change_nothing(part, monkeypatch):
     for _ in range(2):
         got = encoder(x)
     assert set(calls) == {entry[:2] for entry in OPS[part]}
-    pairs = [(got, want)] if part == "face" else zip(got, want, strict=True)
+    pairs = [(got, expected)] if part == "face" else zip(got, expected, strict=True)
     for g, w in pairs:
         assert (g - w).abs().max() <= 2e-5 * w.abs().max()
