@@ -1,5 +1,7 @@
 """The encoders at published size, accelerated form beside reference, for one clip and a batch of eight."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from common import roofline
@@ -7,7 +9,11 @@ from common.bundles import encoder_bundle
 
 import nanoemox
 
-WORK = {"vision": roofline.clip, "audio": roofline.hubert, "face": roofline.swin}
+WORK: dict[str, Callable[[int], int]] = {
+    "vision": roofline.clip,
+    "audio": roofline.hubert,
+    "face": roofline.swin,
+}
 
 
 @pytest.fixture(scope="module")

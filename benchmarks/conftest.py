@@ -60,8 +60,8 @@ def measure(request, benchmark, clock, probes):
             for call in (*calls.values(), *probe_calls):
                 for _ in range(warm):
                     call()
-            walls = {name: [] for name in (*calls, *probes)}
-            devices = {name: [] for name in calls}
+            walls: dict[str, list[float]] = {name: [] for name in (*calls, *probes)}
+            devices: dict[str, list[float]] = {name: [] for name in calls}
             rounds = rounds or request.config.getoption("--rounds")
             for index in range(rounds):
                 for name, call in calls.items():

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -79,7 +80,7 @@ def time_part(
     for index in range(rounds + 1):
         bandwidths.append(probe.once())
         for name, runner in runners.items():
-            taken = seconds(lambda runner=runner: part(runner))
+            taken = seconds(partial(part, runner))
             if index:
                 times[name].append(taken)
     return times, bandwidths

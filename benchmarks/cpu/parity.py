@@ -27,6 +27,7 @@ from torch import Tensor
 import nanoemox
 from nanoemox.fast.decode.adapters import merge_adapters
 from nanoemox.fast.decode.cpu import EngineLanguage
+from nanoemox.model import reference_language
 
 PROMPTS, NEW = 50, 64
 # name: family, width, mlp, heads, key-value heads, head size, vocabulary, tied, biases
@@ -47,7 +48,9 @@ def random_model(shape: tuple, folder: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
     family, width, mlp, heads, kv_heads, size, vocab, tied, biases = shape
-    sizes = dict(
+    kind: Any
+    config: Any
+    sizes: dict[str, Any] = dict(
         hidden_size=width, intermediate_size=mlp, num_hidden_layers=LAYERS, num_attention_heads=heads,
         num_key_value_heads=kv_heads, vocab_size=vocab, tie_word_embeddings=tied, max_position_embeddings=256,
         bos_token_id=None, eos_token_id=None, pad_token_id=None,
@@ -72,7 +75,7 @@ def random_model(shape: tuple, folder: Path) -> None:
 
 def trained_demo(folder: Path) -> None:
     """Save the language model of the demo, adapters merged, as a Hugging Face folder."""
-    language = nanoemox.load("demo", fast=False, device="cpu", dtype="float32").language
+    language = reference_language(nanoemox.load("demo", fast=False, device="cpu", dtype="float32"))
     merge_adapters(language)
     language.base.save_pretrained(folder)
 

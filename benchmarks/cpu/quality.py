@@ -80,7 +80,7 @@ def random_llama(folder: Path) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    sizes = dict(
+    sizes: dict[str, Any] = dict(
         vocab_size=4096, hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8
     )
     LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=2)).save_pretrained(folder)
@@ -116,7 +116,7 @@ def from_demo(**form: Any) -> Model:
     demo = Path(nanoemox.__file__).parent / "demo"
     whole = nanoemox.read_clip(demo / "sample.mp4", subtitle=demo / "sample.srt")
     prompts = []
-    variants: tuple[dict[str, None], ...] = ({}, {"frames": None}, {"audio": None}, {"subtitle": None})
+    variants: tuple[dict[str, Any], ...] = ({}, {"frames": None}, {"audio": None}, {"subtitle": None})
     for changes in variants:
         clip = replace(whole, **changes)
         encoded = encoder.encode(clip)
@@ -153,7 +153,11 @@ def log_probabilities(model: Model, texts: list[list[int]]) -> Tensor:
 def compare(name: str, make: Callable[..., Model], tokens: int) -> Iterator[Row]:
     """A row per comparison of two forms of a model; `make` makes a form."""
     bf16_model = make(dtype="bfloat16")
-    stop = StopRule(nanoemox.load("demo", device="cpu").tokenizer) if make is from_demo else never
+    stop: Callable[[Sequence[int]], bool] = never
+    if make is from_demo:
+        tokenizer = nanoemox.load("demo", device="cpu").tokenizer
+        assert tokenizer is not None
+        stop = StopRule(tokenizer)
     texts = greedy_texts(bf16_model, tokens, stop)
     bf16 = log_probabilities(bf16_model, texts)
     fp32 = log_probabilities(make(dtype="float32"), texts)

@@ -8,6 +8,7 @@ import argparse
 import sys
 import tempfile
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -54,7 +55,7 @@ def main() -> None:
             inputs = speed.clips(B)
             for part in args.parts:
                 encoder, x = getattr(model, part), inputs[speed.ENCODERS[part][1]]
-                rows = kernel_times(lambda encoder=encoder, x=x: encoder(x))
+                rows = kernel_times(partial(encoder, x))
                 results.append({"part": part, "batch": B, "kernels": rows})
                 launches, total = (sum(row[key] for row in rows) for key in ("launches", "us"))
                 print(f"\n{part}, batch {B}: {total:.0f} us of {launches:.0f} launches a call")

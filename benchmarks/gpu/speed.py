@@ -1,6 +1,6 @@
 """Times on the GPU: ops and encoders at published size in bf16, beside eager and compiled PyTorch."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .run import Row, Run
 
 BATCHES = (1, 8, 64)
-ENCODERS = {
+ENCODERS: dict[str, tuple[Callable[[int], int], str]] = {
     "vision": (roofline.clip, "frames"),
     "audio": (roofline.hubert, "audio"),
     "face": (roofline.swin, "frames"),
@@ -120,7 +120,7 @@ def encoders(run: Run) -> Iterator[Row]:
             slow, fast, x = getattr(run.slow, name), getattr(run.fast, name), inputs[stream]
             floors.append(roofline.floor(flops(B), nbytes(fast), run.ceilings))
             torch.compiler.reset()
-            calls = {
+            calls: dict[str, clocks.Call] = {
                 "eager": partial(slow, x),
                 "compiled": partial(compiled(slow), x),
                 "fast": partial(fast, x),
@@ -144,7 +144,7 @@ def encoders(run: Run) -> Iterator[Row]:
         yield _encoder(run, {"step": "encoder", "name": "encode", "batch": B}, calls, sum(floors))
 
 
-def compiled(encoder: nn.Module) -> nn.Module:
+def compiled(encoder: nn.Module) -> Callable[..., object]:
     """The compiled encoder. Call `encoder` first: transformers then installs hooks, which break a graph."""
     return torch.compile(encoder, dynamic=False)
 
