@@ -1,6 +1,4 @@
-"""Bundles of the true size with random weights, for benchmarks: made once in a folder that the caller
-removes.
-"""
+"""Bundles of published size with random weights. The caller removes the folder that they are made in."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +8,7 @@ from nanoemox.weights import random_bundle
 
 
 def encoder_config(layers: int = 24) -> NanoEmoXConfig:
-    """The published model with a language model of one layer, and both transformers of `layers` layers."""
+    """The published model with one language-model layer and `layers` layers in both transformer encoders."""
     config = NanoEmoXConfig.preset("nano-emox-2.2b")
     last = layers / 24
     return replace(
@@ -28,5 +26,5 @@ def _scaled(layers: tuple[int, ...], factor: float) -> tuple[int, ...]:
 
 
 def encoder_bundle(folder: Path, layers: int = 24) -> Path:
-    """A bundle for the encoders alone (about 1.6 GB at 24 layers)."""
+    """Make a bundle of `encoder_config`, about 1.6 GB at 24 layers; returns its folder."""
     return random_bundle(encoder_config(layers), folder / f"encoders-{layers}")

@@ -1,4 +1,4 @@
-"""Work of the encoders and the least time it takes, from their sizes."""
+"""FLOP of the encoders, and the least time that they take, from their sizes."""
 
 
 def _layers(T: int, d: int, L: int) -> int:
@@ -6,7 +6,7 @@ def _layers(T: int, d: int, L: int) -> int:
 
 
 def clip(B: int, n: int = 8, T: int = 257, d: int = 1024) -> int:
-    """FLOP of CLIP ViT-L/14 on B clips of n frames, only what is read."""
+    """FLOP of CLIP ViT-L/14 on B clips of n frames, up to the last layer that is read."""
     return B * n * (_layers(T, d, 22) + 4 * d * d * T + 20 * d * d + 4 * T * d + 2 * 256 * 588 * d)
 
 
@@ -21,7 +21,7 @@ def hubert(B: int, n: int = 8, samples: int = 32000) -> int:
 
 
 def swin(B: int, n: int = 8) -> int:
-    """FLOP of Swin-B on B clips of n face crops of 224x224, pyramid head folded."""
+    """FLOP of Swin-B on B clips of n face crops of 224x224, with the folded pyramid head."""
     flop, C, t = 2 * 3136 * 48 * 128, 128, 3136
     for stage, depth in enumerate((2, 2, 18, 2)):
         flop += depth * (24 * C * C * t + 4 * 49 * C * t)
@@ -32,5 +32,5 @@ def swin(B: int, n: int = 8) -> int:
 
 
 def floor(flop: float, moved: float, ceilings: dict[str, float]) -> float:
-    """Seconds: max(F / peak, bytes / BW) with the peaks measured on this GPU."""
+    """Least seconds for `flop` and `moved` bytes at the measured ceilings, "matmul" and "bandwidth"."""
     return max(flop / ceilings["matmul"], moved / ceilings["bandwidth"])
