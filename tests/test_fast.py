@@ -276,7 +276,7 @@ def peak(call):
 @torch.inference_mode()
 @pytest.mark.parametrize("part", ["vision", "audio"])
 def test_memory_does_not_grow_with_the_number_of_layers(part):
-    """The reference's does."""
+    """The memory of the reference does."""
     frames, audio = batch(1)
     inputs = frames if part == "vision" else audio
     peaks = []
