@@ -187,7 +187,7 @@ def answer() -> Drawing:
     d.arrow((440, 62), (350, 62), label="arrays", at=(395, 76))
     d.box(850, 20, 190, 58, ["Clip", "frames, audio, subtitle"], "data")
     d.arrow((185, 78), (185, 98), (910, 98), (910, 78))
-    d.box(20, 130, 330, 58, ["2  answer, answer_all", "model.py: checks options, makes jobs"])
+    d.box(20, 130, 330, 58, ["2  answer, answer_all", "model.py: checks options, a TaskRequest per task"])
     d.arrow((980, 78), (980, 159), (350, 159))
     d.box(20, 230, 330, 58, ["3  encode", "stacks the clips, calls encode_streams"])
     d.arrow((185, 188), (185, 230))
