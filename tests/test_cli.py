@@ -200,9 +200,9 @@ def test_every_error_of_ours_is_a_value_error():
 
 
 def test_any_locale_and_a_closed_pipe():
-    out = run(
-        "run", SAMPLE, "--subtitle", "悲しい 😢", "--max-new-tokens", 2, "--json", LC_ALL="C", PYTHONUTF8="0"
-    )
+    subtitle = "悲しい 😢"
+    short = ("--max-new-tokens", 2, "--json")
+    out = run("run", SAMPLE, "--subtitle", subtitle, *short, LC_ALL="C", PYTHONUTF8="0")
     assert out.returncode == 0 and json.loads(out.stdout)
     command = f"{sys.executable} -m nanoemox.cli run --max-new-tokens 2 | true"
     closed = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)
